@@ -1,0 +1,11 @@
+//! Bytes to nouns and back. Pure: no I/O, no clock, no tokio.
+//!
+//! Every parser here takes bytes from outside (a socket, the bucket, a disk, another program's files) and answers bad ones with an error
+//! that says where and what was expected; none panics, none allocates more than its input justifies.
+//!
+//! Reading order: [`bytes_in`], [`wal`], [`page`], [`value`].
+
+pub mod bytes_in;
+pub mod page;
+pub mod value;
+pub mod wal;

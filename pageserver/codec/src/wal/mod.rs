@@ -1,0 +1,3 @@
+//! Postgres' write-ahead log, majors 14 to 18.
+
+pub mod record;

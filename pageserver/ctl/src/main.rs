@@ -1,0 +1,2 @@
+//! The binary `pagectl`.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The binary `pageserver`.
+fn main() {}
