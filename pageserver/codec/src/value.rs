@@ -14,6 +14,7 @@
 //!     7 truncate visibility map     u64 byte | u64 bit
 //!   128 zero page (ours)
 //!   129 commit timestamps (ours)    u64 count | u32 xids… | i64 time | u16 origin
+//!   130 multixact offsets (ours)    u32 first multixact | u64 count | u32 offsets…
 //! ```
 //!
 //! An option is a byte 0, or a byte 1 and the value. Tag 6 is a no-op of old Neon versions and is refused.
@@ -95,6 +96,14 @@ pub enum Change<'a> {
         /// Replication origin, 0 for none.
         origin: u16,
     },
+    /// Consecutive entries of one multixact offsets page: a record that creates a multixact also says where the next one's members will
+    /// begin.
+    MultiXactOffsets {
+        /// Multixact of the first entry.
+        first: u32,
+        /// Where the members of each begin.
+        offsets: Vec<u32>,
+    },
 }
 
 const TAG_IMAGE: u32 = 0;
@@ -108,6 +117,7 @@ const TAG_MULTI_MEMBERS: u32 = 5;
 const TAG_TRUNCATE_VM: u32 = 7;
 const TAG_ZERO_PAGE: u32 = 128;
 const TAG_COMMIT_TS: u32 = 129;
+const TAG_MULTI_OFFSETS: u32 = 130;
 
 /// Bytes that are not a value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -204,6 +214,9 @@ impl<'a> Change<'a> {
                 time: PgTimestamp(input.i64_be()?),
                 origin: input.u16_be()?,
             },
+            TAG_MULTI_OFFSETS => {
+                Change::MultiXactOffsets { first: input.u32_be()?, offsets: decode_u32s(input)? }
+            }
             tag => return Err(ValueError::UnknownChange(tag)),
         })
     }
@@ -259,6 +272,11 @@ impl<'a> Change<'a> {
                 put_u32s(out, xids);
                 put_u64(out, time.0 as u64);
                 out.extend_from_slice(&origin.to_be_bytes());
+            }
+            Change::MultiXactOffsets { first, offsets } => {
+                put_u32(out, TAG_MULTI_OFFSETS);
+                put_u32(out, *first);
+                put_u32s(out, offsets);
             }
         }
     }
@@ -347,6 +365,7 @@ mod tests {
                 Change::MultiXactMembers { first: b, members: pairs },
                 Change::TruncateVisibilityMap { byte: u64::from(b), bit: 7 },
                 Change::ZeroPage,
+                Change::MultiXactOffsets { first: b, offsets: xids.clone() },
                 Change::CommitTimestamps { xids, time: PgTimestamp(time), origin: 7 },
             ] {
                 let value = Value::Change(change);

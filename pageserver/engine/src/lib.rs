@@ -4,4 +4,5 @@
 
 pub mod as_of;
 pub mod changes;
+pub mod ingest;
 pub mod ports;
