@@ -1,3 +1,9 @@
 //! Postgres' write-ahead log, majors 14 to 18.
+//!
+//! Reading order: [`stream`] (bytes to records), [`record`] (one record), [`image`] (page images in it), [`crc`], [`build`] (the way back).
 
+pub mod build;
+pub mod crc;
+pub mod image;
 pub mod record;
+pub mod stream;
