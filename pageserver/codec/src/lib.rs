@@ -5,7 +5,13 @@
 //!
 //! Reading order: [`bytes_in`], [`wal`], [`page`], [`value`].
 
+pub mod backup_label;
 pub mod bytes_in;
+pub mod control;
+pub mod manifest;
 pub mod page;
+pub mod tablespace_map;
+pub mod tar_in;
+pub mod tar_out;
 pub mod value;
 pub mod wal;

@@ -16,7 +16,7 @@ pub use id::{ShardIndex, TenantId, TenantShardId, TimelineId};
 pub use key::{Key, KeyRange};
 pub use layer_name::{LayerName, LayerObjectName};
 pub use lsn::{Lsn, LsnRange};
-pub use pg::{PgMajor, RmgrId, Tli, WalSegmentSize};
+pub use pg::{InvalidWalSegmentSize, PgMajor, RmgrId, Tli, WalSegmentSize};
 pub use rel::{Fork, RelLocator, RelTag, SlruKind};
 pub use time::PgTimestamp;
 
