@@ -1,1 +1,13 @@
-//! (being written)
+//! The pageserver as a process: everything between the engine and the outside.
+//!
+//! Wire formats, HTTP bodies and environment variables stop here; further in there are only nouns. This crate decides nothing about
+//! history: it turns requests into calls of the engine, answers into bytes, and a Postgres' replication stream into WAL for the engine.
+//!
+//! Reading order: [`config`], [`serve`] (the process from start to end), [`supervisor`], [`workdir`], [`logging`], [`metrics`].
+
+pub mod config;
+pub mod logging;
+pub mod metrics;
+pub mod serve;
+pub mod supervisor;
+pub mod workdir;

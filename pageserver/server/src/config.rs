@@ -1,0 +1,507 @@
+//! The settings: one typed struct, read once at start.
+//!
+//! Sources, weakest first: the defaults, a YAML file (`--config`), the environment (`PALIMPSEST_<NAME>`), flags and `-c name=value`.
+//! Every source is text that goes through the same parser, so a value means the same wherever it comes from.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
+
+/// What stands before a setting's name in the environment.
+const ENVIRONMENT_PREFIX: &str = "PALIMPSEST_";
+
+/// Every setting of a pageserver.
+#[derive(Args, Clone, Debug)]
+pub struct Config {
+    /// Working directory: lock file and cache. It may be empty at every start; the bucket holds what matters.
+    #[arg(long, short = 'D', value_name = "DIR", default_value = "palimpsest-data")]
+    pub workdir: PathBuf,
+
+    /// Where history is kept: `file:///directory` or `s3://bucket/prefix`. Credentials of S3 come from the usual `AWS_*` environment.
+    #[arg(long, value_name = "URL", default_value = "file:///var/lib/palimpsest/bucket")]
+    pub bucket: String,
+
+    /// Endpoint of an S3 that is not Amazon's, e.g. `http://127.0.0.1:7070`; buckets are then addressed by path. Empty: Amazon's own.
+    #[arg(long, value_name = "URL", default_value = "")]
+    pub s3_endpoint: String,
+
+    /// Region of the S3 bucket.
+    #[arg(long, value_name = "REGION", default_value = "us-east-1")]
+    pub s3_region: String,
+
+    /// Number of this pageserver, as `/v1/status` answers it.
+    #[arg(long, value_name = "NUMBER", default_value = "1")]
+    pub id: u64,
+
+    /// Where computes connect: the libpq page service.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:64000")]
+    pub listen_pg_addr: SocketAddr,
+
+    /// Where the HTTP API and `/metrics` are served.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9898")]
+    pub listen_http_addr: SocketAddr,
+
+    /// libpq connections served at once; further ones are refused. Each costs a task and two small buffers.
+    #[arg(long, value_name = "COUNT", default_value = "2000")]
+    pub max_connections: usize,
+
+    /// A libpq connection that sends nothing for so long is closed.
+    #[arg(long, value_name = "DURATION", default_value = "10m")]
+    pub idle_timeout: Span,
+
+    /// How long a read may wait for WAL that has not arrived yet.
+    #[arg(long, value_name = "DURATION", default_value = "300s")]
+    pub wait_lsn_timeout: Span,
+
+    /// Consecutive GetPage requests of a connection that are answered together at most.
+    #[arg(long, value_name = "COUNT", default_value = "32")]
+    pub max_batch_size: usize,
+
+    /// File of passwords of WAL sources, in the form of Postgres' `.pgpass`. Empty: only `PGPASSWORD` and the connection string.
+    #[arg(long, value_name = "FILE", default_value = "")]
+    pub passfile: String,
+
+    /// After SIGTERM or SIGINT: time to flush and upload before the process ends anyway. Nothing acknowledged is lost either way.
+    #[arg(long, value_name = "DURATION", default_value = "10s")]
+    pub shutdown_timeout: Span,
+
+    /// Log lines as `text` or `json`, on standard error.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+
+    /// What is logged: a level, or directives such as `info,server::source=debug`.
+    #[arg(long, value_name = "FILTER", default_value = "info")]
+    pub log_filter: String,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// A duration with a text form such as `10s`, `1h 30m`, `200ms`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span(pub Duration);
+
+impl FromStr for Span {
+    type Err = humantime::DurationError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        humantime::parse_duration(text).map(Span)
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_duration(self.0).fmt(f)
+    }
+}
+
+/// A count of bytes with a text form such as `64MiB`, `8kB` or `8192`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteCount(pub u64);
+
+/// Units of [`ByteCount`], largest first, so that printing finds the largest that divides.
+const UNITS: [(&str, u64); 8] = [
+    ("TiB", 1 << 40),
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+    ("GB", 1_000_000_000),
+    ("MB", 1_000_000),
+    ("kB", 1_000),
+    ("B", 1),
+];
+
+impl FromStr for ByteCount {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let text = text.trim();
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let factor = match unit.trim() {
+            "" => Some(1),
+            unit => UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit)).map(|(_, factor)| *factor),
+        };
+        number
+            .parse::<u64>()
+            .ok()
+            .zip(factor)
+            .and_then(|(number, factor)| number.checked_mul(factor))
+            .map(ByteCount)
+            .ok_or_else(|| "expected a number of bytes such as 64MiB, 8kB or 8192".into())
+    }
+}
+
+impl fmt::Display for ByteCount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, factor) = UNITS
+            .iter()
+            .find(|(_, factor)| self.0 >= *factor && self.0.is_multiple_of(*factor))
+            .unwrap_or(&("B", 1));
+        write!(f, "{}{name}", self.0 / factor)
+    }
+}
+
+/// The command line.
+#[derive(Parser, Debug)]
+#[command(
+    name = "pageserver",
+    version,
+    about = "Follows a Postgres and serves any page of it as of any LSN, from a bucket",
+    after_help = "Every setting may also stand in the file, or in the environment as PALIMPSEST_<NAME>, e.g. PALIMPSEST_LISTEN_PG_ADDR.\n\
+                  Flags and -c win over the environment, that over the file, that over the defaults.",
+    args_override_self = false
+)]
+struct CommandLine {
+    /// A YAML file of settings; `pageserver config` prints one with the defaults.
+    #[arg(long = "config", value_name = "FILE", env = "PALIMPSEST_CONFIG")]
+    file: Option<PathBuf>,
+
+    /// One setting by name, e.g. `-c idle_timeout=5m`. May be repeated.
+    #[arg(short = 'c', value_name = "NAME=VALUE")]
+    set: Vec<String>,
+
+    #[command(flatten)]
+    config: Config,
+
+    #[command(subcommand)]
+    verb: Option<VerbName>,
+}
+
+#[derive(clap::Subcommand, Clone, Copy, Debug)]
+enum VerbName {
+    /// Print every setting with its meaning and default, as a file to start from.
+    Config,
+}
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Verb {
+    /// Serve, with these settings. The strings are complaints that do not prevent it, to be logged.
+    Serve(Box<Config>, Vec<String>),
+    /// Print this and be done.
+    Print(String),
+}
+
+/// Why settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Flags or a value that do not parse; also how `--help` and `--version` end.
+    #[error(transparent)]
+    Usage(#[from] clap::Error),
+    /// The file cannot be read.
+    #[error("cannot read settings from {path}")]
+    Unreadable {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not a YAML mapping of names to plain values.
+    #[error("settings file {path} is not a mapping of names to values: {reason}")]
+    Malformed {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong, with its line.
+        reason: String,
+    },
+    /// A name that is no setting.
+    #[error("unknown setting {name:?} in {place}")]
+    Unknown {
+        /// As written.
+        name: String,
+        /// Where it stands.
+        place: String,
+    },
+    /// A `-c` without `=`.
+    #[error("-c {0:?} is not of the form name=value")]
+    NotAnAssignment(String),
+    /// Values that parse, but cannot work.
+    #[error("setting {name}: {reason}")]
+    Invalid {
+        /// Which setting.
+        name: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// Reads the settings of a process from its arguments (the first is the program's name) and its environment.
+pub fn read(
+    arguments: impl IntoIterator<Item = String>,
+    environment: &BTreeMap<String, String>,
+) -> Result<Verb, ConfigError> {
+    let matches = CommandLine::command().try_get_matches_from(arguments)?;
+    let line = CommandLine::from_arg_matches(&matches)?;
+    if let Some(VerbName::Config) = line.verb {
+        return Ok(Verb::Print(default_file()));
+    }
+
+    let names = setting_names();
+    let known = |name: &str, place: &dyn fmt::Display| {
+        if names.iter().any(|known| known == name) {
+            Ok(())
+        } else {
+            Err(ConfigError::Unknown { name: name.into(), place: place.to_string() })
+        }
+    };
+    let mut complaints = Vec::new();
+
+    let mut values: BTreeMap<String, String> = BTreeMap::new();
+    if let Some(path) = &line.file {
+        for (name, value) in read_file(path)? {
+            known(&name, &path.display())?;
+            values.insert(name, value);
+        }
+    }
+    for (variable, value) in environment {
+        let Some(name) = variable.strip_prefix(ENVIRONMENT_PREFIX).map(str::to_ascii_lowercase) else {
+            continue;
+        };
+        if names.contains(&name) {
+            values.insert(name, value.clone());
+        } else if name != "config" {
+            // Not refused: Kubernetes itself puts variables of this prefix there for a Service called palimpsest.
+            complaints.push(format!("environment variable {variable} names no setting"));
+        }
+    }
+    for name in &names {
+        if matches.value_source(name) == Some(clap::parser::ValueSource::CommandLine) {
+            let raw = matches.get_raw(name).and_then(|mut raw| raw.next_back()).unwrap_or_default();
+            values.insert(name.clone(), raw.to_string_lossy().into_owned());
+        }
+    }
+    for assignment in &line.set {
+        let (name, value) =
+            assignment.split_once('=').ok_or_else(|| ConfigError::NotAnAssignment(assignment.clone()))?;
+        let name = name.trim().replace('-', "_");
+        known(&name, &"-c")?;
+        values.insert(name, value.trim().into());
+    }
+
+    let flags = values.into_iter().map(|(name, value)| format!("--{}={value}", name.replace('_', "-")));
+    let config = CommandLine::try_parse_from(std::iter::once("pageserver".to_owned()).chain(flags))?.config;
+    config.validate()?;
+    Ok(Verb::Serve(Box::new(config), complaints))
+}
+
+impl Config {
+    /// The defaults.
+    pub fn defaults() -> Config {
+        CommandLine::try_parse_from(["pageserver"]).expect("the defaults parse, as a test shows").config
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        let invalid = |name, reason: &str| Err(ConfigError::Invalid { name, reason: reason.into() });
+        if !(self.bucket.starts_with("file:///") || self.bucket.starts_with("s3://")) {
+            return invalid("bucket", "expected file:///directory or s3://bucket/prefix");
+        }
+        if !(1..=1024).contains(&self.max_batch_size) {
+            return invalid("max_batch_size", "expected 1 to 1024");
+        }
+        if self.max_connections == 0 {
+            return invalid("max_connections", "expected at least 1");
+        }
+        if self.listen_pg_addr.port() != 0 && self.listen_pg_addr == self.listen_http_addr {
+            return invalid("listen_http_addr", "is the same as listen_pg_addr");
+        }
+        if let Err(error) = self.log_filter.parse::<tracing_subscriber::EnvFilter>() {
+            return invalid("log_filter", &error.to_string());
+        }
+        Ok(())
+    }
+}
+
+/// Names of all settings, as in the file: those of [`Config`]'s fields.
+fn setting_names() -> Vec<String> {
+    Config::augment_args(clap::Command::new("settings"))
+        .get_arguments()
+        .map(|argument| argument.get_id().to_string())
+        .collect()
+}
+
+/// The settings of a YAML file, as text.
+fn read_file(path: &Path) -> Result<BTreeMap<String, String>, ConfigError> {
+    #[derive(serde::Deserialize)]
+    #[serde(untagged)]
+    enum Scalar {
+        Bool(bool),
+        Integer(i64),
+        Float(f64),
+        Text(String),
+    }
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Unreadable { path: path.into(), source })?;
+    let entries: Option<BTreeMap<String, Scalar>> = serde_saphyr::from_str(&text)
+        .map_err(|error| ConfigError::Malformed { path: path.into(), reason: error.to_string() })?;
+    let text_of = |scalar| match scalar {
+        Scalar::Bool(value) => value.to_string(),
+        Scalar::Integer(value) => value.to_string(),
+        Scalar::Float(value) => value.to_string(),
+        Scalar::Text(value) => value,
+    };
+    Ok(entries.unwrap_or_default().into_iter().map(|(name, value)| (name, text_of(value))).collect())
+}
+
+/// A settings file in which everything stands with its meaning and default, commented out.
+fn default_file() -> String {
+    let mut file = String::from(
+        "# Settings of a pageserver. What is commented out shows the default.\n\
+         # The environment (PALIMPSEST_<NAME>) wins over this file, flags and -c win over both.\n",
+    );
+    for argument in Config::augment_args(clap::Command::new("settings")).get_arguments() {
+        file.push('\n');
+        let meaning =
+            argument.get_long_help().or(argument.get_help()).map(ToString::to_string).unwrap_or_default();
+        for line in wrapped(&meaning, 110) {
+            let _ = writeln!(file, "# {line}");
+        }
+        let default =
+            argument.get_default_values().first().map(|value| value.to_string_lossy()).unwrap_or_default();
+        let quote = if default.is_empty() { "\"\"" } else { "" };
+        let _ = writeln!(file, "#{}: {default}{quote}", argument.get_id());
+    }
+    file
+}
+
+/// The text in lines of up to `width` characters.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let line = lines.last_mut().expect("starts with one line");
+        if !line.is_empty() && line.len() + 1 + word.len() > width {
+            lines.push(word.into());
+        } else {
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_with(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let arguments = std::iter::once("pageserver").chain(arguments.iter().copied()).map(str::to_owned);
+        let environment = environment.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        match read(arguments, &environment)? {
+            Verb::Serve(config, _) => Ok(*config),
+            Verb::Print(text) => panic!("printed {text}"),
+        }
+    }
+
+    fn file_with(text: &str) -> (tempfile::TempDir, String) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("settings.yaml");
+        std::fs::write(&path, text).unwrap();
+        let path = path.to_str().unwrap().to_owned();
+        (directory, path)
+    }
+
+    #[test]
+    fn the_defaults_are_valid() {
+        Config::defaults().validate().unwrap();
+        assert_eq!(Config::defaults().shutdown_timeout, Span(Duration::from_secs(10)));
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_environment_over_the_file_over_the_default() {
+        let (_directory, path) = file_with("id: 2\nmax_batch_size: 3\nidle_timeout: 4s\n");
+        let config = read_with(
+            &["--config", &path, "--idle-timeout", "9s"],
+            &[("PALIMPSEST_MAX_BATCH_SIZE", "7"), ("PALIMPSEST_IDLE_TIMEOUT", "8s")],
+        )
+        .unwrap();
+        assert_eq!(config.id, 2);
+        assert_eq!(config.max_batch_size, 7);
+        assert_eq!(config.idle_timeout, Span(Duration::from_secs(9)));
+        assert_eq!(config.wait_lsn_timeout, Span(Duration::from_secs(300)));
+    }
+
+    #[test]
+    fn a_setting_by_name_is_a_flag() {
+        let config = read_with(&["-c", "id=5", "-c", "log_format=json"], &[("PALIMPSEST_ID", "4")]).unwrap();
+        assert_eq!(config.id, 5);
+        assert_eq!(config.log_format, LogFormat::Json);
+        assert!(matches!(read_with(&["-c", "id"], &[]), Err(ConfigError::NotAnAssignment(_))));
+    }
+
+    #[test]
+    fn unknown_names_are_refused_and_named() {
+        let (_directory, path) = file_with("idd: 2\n");
+        let error = read_with(&["--config", &path], &[]).unwrap_err().to_string();
+        assert!(error.contains("\"idd\"") && error.contains("settings.yaml"), "{error}");
+        assert!(matches!(read_with(&["-c", "nope=1"], &[]), Err(ConfigError::Unknown { .. })));
+        assert!(read_with(&["--nope", "1"], &[]).is_err());
+    }
+
+    #[test]
+    fn bad_values_are_refused_with_the_name_of_the_setting() {
+        for (name, value) in [
+            ("listen_pg_addr", "nowhere"),
+            ("idle_timeout", "soon"),
+            ("bucket", "ftp://x"),
+            ("max_batch_size", "0"),
+            ("log_filter", "a=b=c"),
+        ] {
+            let error = read_with(&["-c", &format!("{name}={value}")], &[]).unwrap_err().to_string();
+            let flag = name.replace('_', "-");
+            assert!(error.contains(name) || error.contains(&flag), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_no_mapping_is_refused() {
+        let (_directory, path) = file_with("- a\n- b\n");
+        assert!(matches!(read_with(&["--config", &path], &[]), Err(ConfigError::Malformed { .. })));
+        let (_directory, path) = file_with("# nothing but a comment\n");
+        assert!(read_with(&["--config", &path], &[]).is_ok());
+    }
+
+    #[test]
+    fn the_printed_file_names_every_setting_and_its_defaults_are_the_defaults() {
+        let Verb::Print(file) = read(["pageserver", "config"].map(str::to_owned), &BTreeMap::new()).unwrap()
+        else {
+            panic!("did not print");
+        };
+        let uncommented: String = file
+            .lines()
+            .filter_map(|line| line.strip_prefix('#').filter(|l| !l.starts_with(' ')))
+            .fold(String::new(), |mut all, line| {
+                all.push_str(line);
+                all.push('\n');
+                all
+            });
+        assert_eq!(uncommented.lines().count(), setting_names().len());
+        let (_directory, path) = file_with(&uncommented);
+        let config = read_with(&["--config", &path], &[]).unwrap();
+        assert_eq!(format!("{config:?}"), format!("{:?}", Config::defaults()));
+    }
+
+    #[test]
+    fn byte_counts_have_units() {
+        assert_eq!("64MiB".parse(), Ok(ByteCount(64 << 20)));
+        assert_eq!("8 kB".parse(), Ok(ByteCount(8000)));
+        assert_eq!("8192".parse(), Ok(ByteCount(8192)));
+        assert_eq!(ByteCount(8192).to_string(), "8KiB");
+        assert_eq!(ByteCount(0).to_string(), "0B");
+        for bad in ["", "MiB", "1.5MiB", "1 parsec", "99999999TiB"] {
+            assert!(bad.parse::<ByteCount>().is_err(), "{bad:?} was accepted");
+        }
+    }
+}
