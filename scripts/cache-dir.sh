@@ -12,7 +12,7 @@ scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 say() { printf '%s\n' "$*" >&2; }
 die() { say "error: $*"; exit 1; }
 
-cache=${PALIMPSEST_CACHE:-$HOME/.cache/palimpsest}
+cache=${TESTKIT_CACHE:-$HOME/.cache/palimpsest}
 mkdir -p "$cache/downloads"
 
 # The user that Postgres runs as: ourselves, unless we are root.

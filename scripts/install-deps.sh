@@ -50,7 +50,7 @@ fi
 command -v cargo >/dev/null || die "cargo is missing: install Rust $(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$scripts/../Cargo.toml") or newer with rustup"
 
 if [ "$what" = demo ]; then
-    "$scripts/install-postgres.sh" "${PALIMPSEST_DEMO_MAJOR:-18}"
+    "$scripts/install-postgres.sh" "${DEMO_MAJOR:-18}"
 else
     "$scripts/install-postgres.sh" all
     "$scripts/install-versitygw.sh"

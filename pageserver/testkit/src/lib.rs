@@ -1,1 +1,15 @@
-//! (being written)
+//! Real servers for tests: Postgres 14-18, an S3 server, pageservers, and a proxy that makes the way to a bucket bad.
+//!
+//! Nothing here is shipped. Every server lives in a process group of its own, in a directory of its own, on ports of
+//! its own, and ends when its handle is dropped or when the test process dies, whatever kills it. Postgres refuses to
+//! run as root; under root it runs as an unprivileged user ([`account`]).
+//!
+//! In reading order: [`account`], [`port`], [`process`], [`postgres`], [`workload`], [`versitygw`], [`fault_proxy`],
+//! [`pageserver`], [`page_client`], [`cluster_files`].
+
+pub mod account;
+pub mod port;
+pub mod postgres;
+pub mod process;
+
+pub use postgres::{Postgres, PostgresConfig, Shutdown};
