@@ -3,11 +3,12 @@
 //! Every parser here takes bytes from outside (a socket, the bucket, a disk, another program's files) and answers bad ones with an error
 //! that says where and what was expected; none panics, none allocates more than its input justifies.
 //!
-//! Reading order: [`bytes_in`], [`wal`], [`page`], [`value`].
+//! Reading order: [`bytes_in`], [`wal`], [`page`], [`value`], [`layer`].
 
 pub mod backup_label;
 pub mod bytes_in;
 pub mod control;
+pub mod layer;
 pub mod manifest;
 pub mod page;
 pub mod tablespace_map;
