@@ -138,7 +138,8 @@ impl WalBuilder {
         let base = segment.start(start.align_up());
         let mut builder =
             WalBuilder { pg, segment, system_id, tli, base, prev, bytes: Vec::new(), overwriting: false };
-        let start = start.normalized(segment.bytes());
+        let start = start.align_up();
+        let start = start.max(start.page_start().add(page_header_size(start.page_start(), segment)));
         let data_between = |from: Lsn| {
             let pages = (start.page_start().0 - from.page_start().0) / WAL_PAGE_SIZE;
             let headers: u64 = (1..=pages)
