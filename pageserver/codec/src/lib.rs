@@ -3,16 +3,22 @@
 //! Every parser here takes bytes from outside (a socket, the bucket, a disk, another program's files) and answers bad ones with an error
 //! that says where and what was expected; none panics, none allocates more than its input justifies.
 //!
-//! Reading order: [`bytes_in`], [`wal`], [`page`], [`value`], [`layer`].
+//! Reading order: [`bytes_in`], [`wal`], [`page`], [`value`], [`layer`]; what else a cluster keeps: [`checkpoint`], [`slru`], [`relmap`],
+//! [`two_phase`], [`tablespaces`].
 
 pub mod backup_label;
 pub mod bytes_in;
+pub mod checkpoint;
 pub mod control;
 pub mod layer;
 pub mod manifest;
 pub mod page;
+pub mod relmap;
+pub mod slru;
 pub mod tablespace_map;
+pub mod tablespaces;
 pub mod tar_in;
 pub mod tar_out;
+pub mod two_phase;
 pub mod value;
 pub mod wal;
