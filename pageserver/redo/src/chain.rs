@@ -102,7 +102,10 @@ impl Link {
             (Change::Committed { xids, .. }, SlruKind::Clog) => slru::set_committed(page, number, xids),
             (Change::Aborted { xids }, SlruKind::Clog) => slru::set_aborted(page, number, xids),
             (Change::MultiXactOffset { multi, offset }, SlruKind::MultiXactOffsets) => {
-                slru::set_multixact_offset(page, number, *multi, *offset)
+                slru::set_multixact_offsets(page, number, *multi, &[*offset])
+            }
+            (Change::MultiXactOffsets { first, offsets }, SlruKind::MultiXactOffsets) => {
+                slru::set_multixact_offsets(page, number, *first, offsets)
             }
             (Change::MultiXactMembers { first, members }, SlruKind::MultiXactMembers) => {
                 slru::set_multixact_members(page, number, *first, members)

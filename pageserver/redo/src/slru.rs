@@ -66,15 +66,20 @@ pub fn last_commit(stored: &[u8]) -> Option<PgTimestamp> {
     Some(PgTimestamp(i64::from_be_bytes(time)))
 }
 
-/// Sets where the members of a multixact begin, on offsets page `page_number`.
-pub fn set_multixact_offset(
+/// Sets where the members of consecutive multixacts from `first` on begin, on offsets page `page_number`.
+pub fn set_multixact_offsets(
     page: &mut Page,
     page_number: u32,
-    multi: u32,
-    offset: u32,
+    first: u32,
+    offsets: &[u32],
 ) -> Result<(), Fault> {
-    let index = index_on(page_number, multi, OFFSETS_PER_PAGE)?;
-    put(page, index * 4, &offset.to_le_bytes())
+    let mut multi = first;
+    for offset in offsets {
+        let index = index_on(page_number, multi, OFFSETS_PER_PAGE)?;
+        put(page, index * 4, &offset.to_le_bytes())?;
+        multi = multi.wrapping_add(1);
+    }
+    Ok(())
 }
 
 /// Sets consecutive members, transaction and status, from `first` on, on members page `page_number`.
@@ -140,8 +145,9 @@ mod tests {
     #[test]
     fn offsets_and_commit_times_lie_by_number() {
         let mut page = ZERO_PAGE;
-        set_multixact_offset(&mut page, 2, 4_097, 0x01020304).unwrap();
-        assert_eq!(page[4..8], [4, 3, 2, 1]);
+        set_multixact_offsets(&mut page, 2, 4_097, &[0x01020304, 5]).unwrap();
+        assert_eq!(page[4..12], [4, 3, 2, 1, 5, 0, 0, 0]);
+        assert!(set_multixact_offsets(&mut page, 2, 6_143, &[1, 2]).is_err());
         let mut page = ZERO_PAGE;
         set_commit_times(&mut page, 1, &[820], PgTimestamp(7), 9).unwrap();
         assert_eq!(page[10..20], [7, 0, 0, 0, 0, 0, 0, 0, 9, 0]);
