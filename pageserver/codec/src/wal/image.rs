@@ -104,3 +104,134 @@ pub fn decompress_pglz(input: &[u8], out: &mut [u8]) -> Result<(), ImageError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A page with `hole` zeros at `offset` and easily compressed content around them.
+    fn page_with_hole(offset: usize, hole: usize) -> Page {
+        let mut page = [0; BLOCK_SIZE];
+        for (at, byte) in page.iter_mut().enumerate() {
+            *byte = (at / 7 % 11) as u8 + 1;
+        }
+        page[offset..offset + hole].fill(0);
+        page
+    }
+
+    fn without_hole(page: &Page, offset: usize, hole: usize) -> Vec<u8> {
+        [&page[..offset], &page[offset + hole..]].concat()
+    }
+
+    fn image(bytes: &[u8], compression: ImageCompression, offset: usize, hole: usize) -> BlockImage<'_> {
+        let (hole_offset, hole_length) = (offset as u16, hole as u16);
+        BlockImage { bytes, hole_offset, hole_length, compression, apply: true, info: 0 }
+    }
+
+    /// A plain encoder: every match that a short window finds, as the decoder's opposite.
+    fn compress_pglz(bytes: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        let mut at = 0;
+        while at < bytes.len() {
+            let control_at = out.len();
+            out.push(0);
+            for bit in 0..8 {
+                if at == bytes.len() {
+                    break;
+                }
+                let matching = |distance: usize| {
+                    (0..273.min(bytes.len() - at))
+                        .take_while(|n| bytes[at + n] == bytes[at + n - distance])
+                        .count()
+                };
+                let (length, distance) =
+                    (1..=at.min(200)).map(|distance| (matching(distance), distance)).max().unwrap_or((0, 0));
+                if length < 3 {
+                    out.push(bytes[at]);
+                    at += 1;
+                    continue;
+                }
+                out[control_at] |= 1 << bit;
+                let low = if length >= 18 { 15 } else { length - 3 };
+                out.extend_from_slice(&[(distance >> 4 & 0xF0 | low) as u8, distance as u8]);
+                if length >= 18 {
+                    out.push((length - 18) as u8);
+                }
+                at += length;
+            }
+        }
+        out
+    }
+
+    fn compressed(method: ImageCompression, bytes: &[u8]) -> Vec<u8> {
+        match method {
+            ImageCompression::None => bytes.to_vec(),
+            ImageCompression::Pglz => compress_pglz(bytes),
+            ImageCompression::Lz4 => lz4_flex::block::compress(bytes),
+            ImageCompression::Zstd => zstd::bulk::compress(bytes, 3).unwrap(),
+        }
+    }
+
+    const METHODS: [ImageCompression; 4] =
+        [ImageCompression::None, ImageCompression::Pglz, ImageCompression::Lz4, ImageCompression::Zstd];
+
+    #[test]
+    fn every_compression_gives_the_page_back() {
+        for (offset, hole) in [(0, 0), (24, 8168), (400, 5000), (0, 100), (8092, 100)] {
+            let page = page_with_hole(offset, hole);
+            let bytes = without_hole(&page, offset, hole);
+            for method in METHODS {
+                let mut restored = [0xAA; BLOCK_SIZE];
+                restore(&image(&compressed(method, &bytes), method, offset, hole), &mut restored).unwrap();
+                assert!(restored == page, "{method:?}, hole of {hole} at {offset}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_image_of_the_wrong_length_is_refused() {
+        let page = page_with_hole(100, 1000);
+        let bytes = without_hole(&page, 100, 1000);
+        for method in METHODS {
+            for other in [&bytes[..bytes.len() - 1], &[&bytes[..], &[1]].concat()] {
+                let stored = compressed(method, other);
+                let mut restored = [0; BLOCK_SIZE];
+                assert!(restore(&image(&stored, method, 100, 1000), &mut restored).is_err(), "{method:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_hole_past_the_page_is_refused() {
+        let mut page = [0; BLOCK_SIZE];
+        let error = restore(&image(&[], ImageCompression::None, 8000, 8192), &mut page).unwrap_err();
+        assert_eq!(error, ImageError::Hole { offset: 8000, length: 8192 });
+    }
+
+    #[test]
+    fn pglz_copies_may_overlap_themselves_but_not_reach_before_the_beginning() {
+        let mut out = [0; 21];
+        decompress_pglz(&[0b10, b'a', 0x0F, 1, 2], &mut out).unwrap();
+        assert_eq!(&out, b"aaaaaaaaaaaaaaaaaaaaa");
+        for broken in
+            [&[0b10, b'a', 0x0F, 2, 2][..], &[0b10, b'a', 0x0F, 0, 2], &[0b10, b'a', 0x0F, 1], &[0b1, 0x0F]]
+        {
+            assert!(matches!(decompress_pglz(broken, &mut out), Err(ImageError::Pglz { .. })), "{broken:?}");
+        }
+        assert!(matches!(decompress_pglz(&[0, 1, 2], &mut [0]), Err(ImageError::Pglz { .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(
+            bytes in prop::collection::vec(any::<u8>(), 0..600),
+            method in prop::sample::select(&METHODS[..]),
+            offset: u16,
+            hole: u16,
+        ) {
+            let _ = restore(&image(&bytes, method, usize::from(offset), usize::from(hole)), &mut [0; BLOCK_SIZE]);
+        }
+    }
+}
