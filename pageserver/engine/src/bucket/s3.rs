@@ -1,0 +1,272 @@
+//! S3, or what speaks its protocol, as a bucket.
+//!
+//! The store must be strongly consistent and honour `If-None-Match: *` and `If-Match` on puts; [`super::probe`] finds out.
+
+use std::ops::Range;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::retry::RetryConfig;
+use aws_sdk_s3::config::timeout::TimeoutConfig;
+use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::primitives::{ByteStream, DateTime, Length};
+use aws_sdk_s3::types::{Delete, ObjectIdentifier};
+use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+
+use super::config::S3Location;
+use super::{AFTER_PREFIX, DELETE_BATCH, LIST_PAGE, ShortFile, check_path, rejected, unavailable};
+use crate::ports::{
+    Body, Bucket, BucketError, ETag, ListRequest, ListedObject, Listing, Object, ObjectMeta, PutIf,
+};
+
+/// A bucket of S3, or a prefix within one.
+#[derive(Clone, Debug)]
+pub struct S3Bucket {
+    client: Client,
+    bucket: String,
+    /// Empty, or with a slash at the end.
+    prefix: String,
+}
+
+impl S3Bucket {
+    /// Prepares to talk to a bucket; sends nothing yet, except what it takes to find credentials when none are given.
+    pub async fn connect(location: &S3Location) -> Self {
+        let http = aws_smithy_http_client::Builder::new()
+            .tls_provider(Provider::Rustls(CryptoMode::Ring))
+            .build_https();
+        let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http);
+        if let Some(region) = &location.region {
+            loader = loader.region(Region::new(region.clone()));
+        }
+        if let Some(keys) = &location.credentials {
+            loader = loader.credentials_provider(Credentials::new(
+                &keys.access_key,
+                &keys.secret_key,
+                None,
+                None,
+                "configuration",
+            ));
+        }
+        let shared = loader.load().await;
+        let mut config = aws_sdk_s3::config::Builder::from(&shared)
+            .force_path_style(location.path_style)
+            // Trying again, and how long an attempt may take, are the business of one layer, which is not this one.
+            .retry_config(RetryConfig::disabled())
+            .timeout_config(
+                TimeoutConfig::builder().connect_timeout(std::time::Duration::from_secs(10)).build(),
+            );
+        if let Some(endpoint) = &location.endpoint {
+            config = config.endpoint_url(endpoint);
+        }
+        if shared.region().is_none() {
+            // Stores with an endpoint of their own seldom care; AWS says if it is wrong.
+            config = config.region(Region::new("us-east-1"));
+        }
+        let prefix = location.prefix.trim_matches('/');
+        let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
+        S3Bucket { client: Client::from_conf(config.build()), bucket: location.bucket.clone(), prefix }
+    }
+
+    fn key(&self, operation: &'static str, path: &str) -> Result<String, BucketError> {
+        check_path(operation, path)?;
+        Ok(format!("{}{path}", self.prefix))
+    }
+}
+
+#[async_trait]
+impl Bucket for S3Bucket {
+    async fn get(&self, path: &str, range: Option<Range<u64>>) -> Result<Object, BucketError> {
+        let key = self.key("get", path)?;
+        let mut request = self.client.get_object().bucket(&self.bucket).key(key);
+        if let Some(range) = &range {
+            if range.is_empty() {
+                return Err(rejected("get", path, "the range is empty"));
+            }
+            request = request.range(format!("bytes={}-{}", range.start, range.end - 1));
+        }
+        let response = request.send().await.map_err(|error| failed("get", path, error))?;
+        let size = match response.content_range() {
+            // bytes <first>-<last>/<size>
+            Some(text) => text.rsplit_once('/').and_then(|(_, size)| size.parse().ok()),
+            None => response.content_length().and_then(|length| u64::try_from(length).ok()),
+        };
+        let size =
+            size.ok_or_else(|| unavailable("get", path, "the answer does not tell the object's size"))?;
+        let etag = etag_of("get", path, response.e_tag())?;
+        let modified = response.last_modified().and_then(system_time);
+        let expected = match range {
+            None => size,
+            Some(range) => range.end.min(size).saturating_sub(range.start),
+        };
+        let bytes =
+            response.body.collect().await.map_err(|error| unavailable("get", path, error))?.into_bytes();
+        if bytes.len() as u64 != expected {
+            let what = format!("{} bytes came, expected {expected}", bytes.len());
+            return Err(unavailable("get", path, what));
+        }
+        Ok(Object { bytes, meta: ObjectMeta { size, etag, modified } })
+    }
+
+    async fn put(&self, path: &str, body: Body, condition: PutIf) -> Result<ETag, BucketError> {
+        let key = self.key("put", path)?;
+        let body = match body {
+            Body::Bytes(bytes) => ByteStream::from(bytes),
+            Body::File { path: file, length } => {
+                let found =
+                    tokio::fs::metadata(&file).await.map_err(|error| rejected("put", path, error))?.len();
+                if found < length {
+                    return Err(rejected("put", path, ShortFile { found, expected: length }));
+                }
+                ByteStream::read_from()
+                    .path(file)
+                    .length(Length::Exact(length))
+                    .build()
+                    .await
+                    .map_err(|error| rejected("put", path, error))?
+            }
+        };
+        let request = self.client.put_object().bucket(&self.bucket).key(key).body(body);
+        let (request, replaces) = match condition {
+            PutIf::Absent => (request.if_none_match("*"), false),
+            PutIf::Matches(etag) => (request.if_match(etag.0), true),
+        };
+        match request.send().await {
+            Ok(response) => etag_of("put", path, response.e_tag()),
+            Err(error) => Err(match failed("put", path, error) {
+                // What should be replaced is not there. A missing bucket looks alike; it is found when the process starts.
+                BucketError::NotFound(path) if replaces => BucketError::Precondition(path),
+                BucketError::NotFound(path) => rejected("put", &path, "there is no such bucket"),
+                error => error,
+            }),
+        }
+    }
+
+    async fn list(&self, request: ListRequest<'_>) -> Result<Listing, BucketError> {
+        let limit = request.limit.unwrap_or(LIST_PAGE).min(LIST_PAGE);
+        let mut call = self
+            .client
+            .list_objects_v2()
+            .bucket(&self.bucket)
+            .prefix(format!("{}{}", self.prefix, request.prefix))
+            .max_keys(limit as i32);
+        if let Some(after) = request.after {
+            call = call.start_after(format!("{}{after}", self.prefix));
+        }
+        if request.delimiter {
+            call = call.delimiter("/");
+        }
+        let response = call.send().await.map_err(|error| failed("list", request.prefix, error))?;
+        let own = |key: Option<&str>| {
+            let path = key.and_then(|key| key.strip_prefix(&self.prefix)).map(str::to_owned);
+            path.ok_or_else(|| unavailable("list", request.prefix, "a key without our prefix was listed"))
+        };
+        let mut listing = Listing::default();
+        for object in response.contents() {
+            listing.objects.push(ListedObject {
+                path: own(object.key())?,
+                size: object.size().and_then(|size| u64::try_from(size).ok()).unwrap_or(0),
+                modified: object.last_modified().and_then(system_time),
+            });
+        }
+        for prefix in response.common_prefixes() {
+            listing.prefixes.push(own(prefix.prefix())?);
+        }
+        if response.is_truncated() == Some(true) {
+            let object = listing.objects.last().map(|object| object.path.clone());
+            let prefix = listing.prefixes.last().map(|prefix| format!("{prefix}{AFTER_PREFIX}"));
+            listing.next = object.max(prefix);
+            if listing.next.is_none() {
+                return Err(unavailable("list", request.prefix, "an empty page claims to have a next one"));
+            }
+        }
+        Ok(listing)
+    }
+
+    async fn head(&self, path: &str) -> Result<ObjectMeta, BucketError> {
+        let key = self.key("head", path)?;
+        let response = self
+            .client
+            .head_object()
+            .bucket(&self.bucket)
+            .key(key)
+            .send()
+            .await
+            .map_err(|error| failed("head", path, error))?;
+        let size = response.content_length().and_then(|length| u64::try_from(length).ok());
+        Ok(ObjectMeta {
+            size: size.ok_or_else(|| unavailable("head", path, "the answer does not tell the size"))?,
+            etag: etag_of("head", path, response.e_tag())?,
+            modified: response.last_modified().and_then(system_time),
+        })
+    }
+
+    async fn delete(&self, paths: &[String]) -> Result<(), BucketError> {
+        let Some(first) = paths.first() else { return Ok(()) };
+        if paths.len() > DELETE_BATCH {
+            return Err(rejected("delete", first, format!("{} paths in one delete", paths.len())));
+        }
+        let mut delete = Delete::builder().quiet(true);
+        for path in paths {
+            let object = ObjectIdentifier::builder().key(self.key("delete", path)?);
+            delete = delete.objects(object.build().map_err(|error| rejected("delete", path, error))?);
+        }
+        let delete = delete.build().map_err(|error| rejected("delete", first, error))?;
+        let response = self
+            .client
+            .delete_objects()
+            .bucket(&self.bucket)
+            .delete(delete)
+            .send()
+            .await
+            .map_err(|error| failed("delete", first, error))?;
+        for error in response.errors() {
+            let code = error.code().unwrap_or_default();
+            let path = error.key().unwrap_or(first);
+            match code {
+                "NoSuchKey" => {}
+                "AccessDenied" | "InvalidArgument" | "MalformedXML" => {
+                    return Err(rejected("delete", path, code));
+                }
+                _ => return Err(unavailable("delete", path, code)),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn system_time(time: &DateTime) -> Option<SystemTime> {
+    SystemTime::try_from(*time).ok()
+}
+
+fn etag_of(operation: &'static str, path: &str, etag: Option<&str>) -> Result<ETag, BucketError> {
+    etag.map(|etag| ETag(etag.into())).ok_or_else(|| unavailable(operation, path, "the answer has no ETag"))
+}
+
+/// What an error of the SDK means. Conditions that fail are not among the modelled errors, so the status decides.
+fn failed<E>(operation: &'static str, path: &str, error: SdkError<E, HttpResponse>) -> BucketError
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+{
+    let status = error.raw_response().map(|response| response.status().as_u16());
+    let code = error.as_service_error().and_then(ProvideErrorMetadata::code).unwrap_or_default().to_owned();
+    // Built before the request was sent, so that sending it again is no different.
+    let malformed = matches!(error, SdkError::ConstructionFailure(_));
+    match status {
+        _ if malformed => rejected(operation, path, error),
+        Some(404) if code == "NoSuchBucket" => rejected(operation, path, error),
+        Some(404) => BucketError::NotFound(path.into()),
+        Some(412) => BucketError::Precondition(path.into()),
+        // Two conditional requests at once; a clock or credentials that will be renewed; overload.
+        Some(408 | 409 | 429) => unavailable(operation, path, error),
+        Some(400 | 403)
+            if matches!(code.as_str(), "ExpiredToken" | "RequestTimeout" | "TokenRefreshRequired") =>
+        {
+            unavailable(operation, path, error)
+        }
+        Some(400..500) => rejected(operation, path, error),
+        _ => unavailable(operation, path, error),
+    }
+}
