@@ -8,8 +8,15 @@
 //! [`pageserver`], [`page_client`], [`cluster_files`].
 
 pub mod account;
+pub mod fault_proxy;
+pub mod page_client;
+pub mod pageserver;
 pub mod port;
 pub mod postgres;
 pub mod process;
+pub mod versitygw;
 
+pub use fault_proxy::{Fault, FaultProxy};
+pub use pageserver::{BucketAt, Pageserver};
 pub use postgres::{Postgres, PostgresConfig, Shutdown};
+pub use versitygw::Versitygw;

@@ -1,0 +1,47 @@
+# Two commands matter: `make demo` and `make test`. Both install what they need.
+
+SHELL := /bin/bash
+# Build output survives a clean checkout; CI keeps this directory between runs.
+export CARGO_TARGET_DIR ?= $(HOME)/.cache/palimpsest/target
+CARGO := cargo
+FUZZ_SECONDS ?= 600
+
+.PHONY: help build test check oracle demo bench fuzz
+
+help:
+	@echo 'make demo     history of a real Postgres comes alive, on this machine, in three minutes'
+	@echo 'make test     all tests'
+	@echo 'make check    format and lints'
+	@echo 'make oracle   the long comparison with Postgres: every combination of settings, ten restores each'
+	@echo 'make bench    our figures beside their floors, measured in the same run'
+	@echo 'make fuzz     every fuzz target for FUZZ_SECONDS=$(FUZZ_SECONDS)'
+
+build:
+	$(CARGO) build --workspace --bins --locked
+
+test:
+	scripts/install-deps.sh
+	$(CARGO) build --workspace --bins --locked
+	$(CARGO) test --workspace --locked --no-fail-fast
+
+check:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+oracle:
+	scripts/install-deps.sh
+	$(CARGO) build --workspace --bins --locked
+	ORACLE=long $(CARGO) test -p testkit --locked --test page_oracle --test crash -- --nocapture --test-threads=1
+
+demo:
+	scripts/install-deps.sh demo
+	$(CARGO) build --workspace --bins --locked
+	scripts/demo.sh
+
+bench:
+	scripts/install-deps.sh
+	$(CARGO) build --workspace --bins --locked --release
+	$(CARGO) bench --workspace --locked
+
+fuzz:
+	scripts/fuzz.sh $(FUZZ_SECONDS)
