@@ -20,7 +20,7 @@ use model::{Fork, PgMajor};
 use crate::heap::{ALL_VISIBLE_CLEARED, Mark, OPERATION, starts_empty};
 use crate::heap_tuple::{NewTuple, StoredHeader, Tuple};
 use crate::slotted::{self, ItemId};
-use crate::step::Step;
+use crate::step::{Step, read_whole};
 use crate::{Applied, Fault, visibility};
 
 const PRUNE: u8 = 0x10;
@@ -214,7 +214,7 @@ fn prune_and_freeze(step: &Step<'_, '_>, page: &mut Page) -> Result<(), Fault> {
         }
     }
     freeze(page, &mut plans, &mut data)?;
-    step.read_whole(&data)
+    read_whole(&data)
 }
 
 /// Marks a heap page all-visible, in itself and in the map.
@@ -263,5 +263,5 @@ fn multi_insert(step: &Step<'_, '_>, page: &mut Page) -> Result<(), Fault> {
     if flags & ALL_FROZEN_SET != 0 {
         slotted::set_flag(page, slotted::ALL_VISIBLE, true);
     }
-    step.read_whole(&data)
+    read_whole(&data)
 }

@@ -3,19 +3,30 @@
 //!
 //! [`apply`] redoes one record; [`reconstruct`] folds a chain of changes of one key into its value, which is what a read does. What
 //! Postgres changes without naming the block in a record is in [`visibility`] and [`slru`]. [`mask`] is for comparing pages, never for
-//! making them.
+//! making them; [`check`] does so against Postgres.
 //!
 //! Records and pages come from outside: any bytes give a page or an error, never a panic or an endless loop.
 //!
-//! Reading order: `step`, `fields`, `slotted`, then one module per resource manager: `heap_tuple`, `heap`, `heap2`, `xlog`, …, `chain`.
+//! Reading order: `step`, `fields`, `slotted`, then one module per resource manager: `heap_tuple`, `heap`, `heap2`, `xlog`, …; `chain`.
 
+mod brin;
+mod btree;
 mod chain;
+pub mod check;
 mod fields;
+mod generic;
+mod gin;
+mod gist;
+mod hash;
 mod heap;
 mod heap2;
 mod heap_tuple;
+mod index_tuple;
+pub mod mask;
+mod sequence;
 mod slotted;
 pub mod slru;
+mod spgist;
 mod step;
 pub mod visibility;
 mod xlog;
@@ -143,6 +154,14 @@ pub fn apply<'a>(
         RmgrId::XLOG => xlog::redo(&step),
         RmgrId::HEAP => heap::redo(&step, page),
         RmgrId::HEAP2 => heap2::redo(&step, page),
+        RmgrId::BTREE => btree::redo(&step, page),
+        RmgrId::HASH => hash::redo(&step, page),
+        RmgrId::GIN => gin::redo(&step, page),
+        RmgrId::GIST => gist::redo(&step, page),
+        RmgrId::SEQ => sequence::redo(&step, page),
+        RmgrId::SPGIST => spgist::redo(&step, page),
+        RmgrId::BRIN => brin::redo(&step, page),
+        RmgrId::GENERIC => generic::redo(&step, page),
         _ => Err(Fault::UnknownOperation),
     }
     .map_err(|source| match source {
@@ -177,15 +196,11 @@ pub fn knows(rmgr: RmgrId, info: u8) -> bool {
 /// Whether Postgres goes on to change a page that it restored from its image. The image of a GiST left child lacks what is only known
 /// when the record has its LSN; those of a hash split have all, but Postgres writes it again.
 fn changes_restored(record: &Record<'_>, block: &BlockRef<'_>) -> bool {
-    const GIST_PAGE_UPDATE: u8 = 0x00;
-    const GIST_PAGE_SPLIT: u8 = 0x30;
-    const HASH_SPLIT_ALLOCATE: u8 = 0x40;
-    const HASH_SPLIT_COMPLETE: u8 = 0x60;
     matches!(
         (record.rmgr, record.info & 0xF0, block.id),
-        (RmgrId::GIST, GIST_PAGE_UPDATE, 1)
-            | (RmgrId::GIST, GIST_PAGE_SPLIT, 0)
-            | (RmgrId::HASH, HASH_SPLIT_ALLOCATE, 0)
-            | (RmgrId::HASH, HASH_SPLIT_COMPLETE, _)
+        (RmgrId::GIST, gist::PAGE_UPDATE, 1)
+            | (RmgrId::GIST, gist::PAGE_SPLIT, 0)
+            | (RmgrId::HASH, hash::SPLIT_ALLOCATE, 0)
+            | (RmgrId::HASH, hash::SPLIT_COMPLETE, _)
     )
 }

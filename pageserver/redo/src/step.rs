@@ -32,9 +32,9 @@ impl<'a> Step<'_, 'a> {
     pub(crate) fn has(&self, id: u8) -> bool {
         self.record.block(id).is_some()
     }
+}
 
-    /// Refuses bytes that redo does not know.
-    pub(crate) fn read_whole(&self, input: &BytesIn<'_>) -> Result<(), Fault> {
-        if input.remaining() == 0 { Ok(()) } else { Err(Fault::Record("bytes are left over")) }
-    }
+/// Refuses bytes that redo does not know.
+pub(crate) fn read_whole(input: &BytesIn<'_>) -> Result<(), Fault> {
+    if input.remaining() == 0 { Ok(()) } else { Err(Fault::Record("bytes are left over")) }
 }
