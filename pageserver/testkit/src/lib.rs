@@ -15,6 +15,7 @@ pub mod port;
 pub mod postgres;
 pub mod process;
 pub mod versitygw;
+pub mod workload;
 
 pub use fault_proxy::{Fault, FaultProxy};
 pub use pageserver::{BucketAt, Pageserver};
