@@ -3,8 +3,8 @@
 //! Every parser here takes bytes from outside (a socket, the bucket, a disk, another program's files) and answers bad ones with an error
 //! that says where and what was expected; none panics, none allocates more than its input justifies.
 //!
-//! Reading order: [`bytes_in`], [`wal`], [`page`], [`value`], [`layer`]; what else a cluster keeps: [`checkpoint`], [`slru`], [`relmap`],
-//! [`two_phase`], [`tablespaces`].
+//! Reading order: [`bytes_in`], [`wal`], [`page`], [`value`], [`layer`], [`index_part`]; what else a cluster keeps: [`directory`],
+//! [`checkpoint`], [`slru`], [`relmap`], [`two_phase`], [`tablespaces`]; who asks for pages: [`shard`], [`pagestream`].
 
 pub mod backup_label;
 pub mod bytes_in;
@@ -16,6 +16,7 @@ pub mod index_part;
 pub mod layer;
 pub mod manifest;
 pub mod page;
+pub mod pagestream;
 pub mod relmap;
 pub mod shard;
 pub mod slru;
