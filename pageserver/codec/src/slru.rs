@@ -12,9 +12,7 @@
 //! Transactions, multixacts and offsets count modulo 2^32, so "before" is a matter of distance, and what a truncation removes is
 //! decided page by page as in Postgres (`SimpleLruTruncate` and the `PagePrecedes` function of each kind).
 
-use model::{PgTimestamp, SLRU_SEGMENT_PAGES, SlruKind};
-
-use crate::page::Page;
+use model::{SLRU_SEGMENT_PAGES, SlruKind};
 
 /// Transactions per commit-log page.
 pub const CLOG_PER_PAGE: u32 = 32_768;
@@ -28,21 +26,6 @@ pub const MEMBERS_PER_PAGE: u32 = 1_636;
 pub const FIRST_NORMAL_XID: u32 = 3;
 /// First valid multixact; 0 is none.
 pub const FIRST_MULTI: u32 = 1;
-
-const MEMBERS_PER_GROUP: u32 = 4;
-const MEMBER_GROUP_SIZE: usize = 20;
-const COMMIT_TS_ENTRY: usize = 10;
-
-/// A transaction's status in the commit log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-#[allow(missing_docs, reason = "the names say it")]
-pub enum XidStatus {
-    InProgress = 0,
-    Committed = 1,
-    Aborted = 2,
-    SubCommitted = 3,
-}
 
 /// A page of an SLRU: which segment, and which page of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -124,51 +107,9 @@ pub fn members_segment_is_truncated(segment: u32, oldest: u32, new_oldest: u32) 
     if start <= end { (start..end).contains(&segment) } else { segment >= start || segment < end }
 }
 
-/// Sets a transaction's status on its commit-log page.
-pub fn set_xid_status(page: &mut Page, xid: u32, status: XidStatus) {
-    let index = xid % CLOG_PER_PAGE;
-    let shift = index % 4 * 2;
-    let byte = &mut page[(index / 4) as usize];
-    *byte = *byte & !(3 << shift) | (status as u8) << shift;
-}
-
-/// A transaction's status on its commit-log page.
-pub fn xid_status(page: &Page, xid: u32) -> XidStatus {
-    let index = xid % CLOG_PER_PAGE;
-    match page[(index / 4) as usize] >> (index % 4 * 2) & 3 {
-        0 => XidStatus::InProgress,
-        1 => XidStatus::Committed,
-        2 => XidStatus::Aborted,
-        _ => XidStatus::SubCommitted,
-    }
-}
-
-/// Writes a transaction's commit timestamp to its page.
-pub fn set_commit_ts(page: &mut Page, xid: u32, time: PgTimestamp, origin: u16) {
-    let at = (xid % COMMIT_TS_PER_PAGE) as usize * COMMIT_TS_ENTRY;
-    page[at..at + 8].copy_from_slice(&time.0.to_le_bytes());
-    page[at + 8..at + 10].copy_from_slice(&origin.to_le_bytes());
-}
-
-/// Writes where a multixact's members begin to its offsets page.
-pub fn set_multi_offset(page: &mut Page, multi: u32, offset: u32) {
-    let at = (multi % OFFSETS_PER_PAGE) as usize * 4;
-    page[at..at + 4].copy_from_slice(&offset.to_le_bytes());
-}
-
-/// Writes one member to the members page of its offset.
-pub fn set_multi_member(page: &mut Page, offset: u32, xid: u32, status: u8) {
-    let index = offset % MEMBERS_PER_PAGE;
-    let group = (index / MEMBERS_PER_GROUP) as usize * MEMBER_GROUP_SIZE;
-    let member = (index % MEMBERS_PER_GROUP) as usize;
-    page[group + member] = status;
-    page[group + 4 + member * 4..][..4].copy_from_slice(&xid.to_le_bytes());
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::page::ZERO_PAGE;
     use proptest::prelude::*;
 
     #[test]
@@ -206,21 +147,6 @@ mod tests {
         assert!(gone(last) && gone(0));
         assert!(!gone(1) && !gone(last - 1));
         assert!(!members_segment_is_truncated(3, 3 * per_segment, 3 * per_segment + 7), "nothing to remove");
-    }
-
-    #[test]
-    fn entries_lie_where_postgres_puts_them() {
-        let mut page = ZERO_PAGE;
-        set_xid_status(&mut page, CLOG_PER_PAGE + 5, XidStatus::Aborted);
-        set_xid_status(&mut page, CLOG_PER_PAGE + 4, XidStatus::Committed);
-        assert_eq!(page[1], 0b1001);
-        assert_eq!(xid_status(&page, 5), XidStatus::Aborted);
-        let mut page = ZERO_PAGE;
-        set_multi_member(&mut page, 5, 0x0102_0304, 3);
-        assert_eq!((page[21], &page[28..32]), (3, &[4, 3, 2, 1][..]));
-        let mut page = ZERO_PAGE;
-        set_commit_ts(&mut page, COMMIT_TS_PER_PAGE + 1, PgTimestamp(7), 9);
-        assert_eq!((page[10], page[18]), (7, 9));
     }
 
     proptest! {

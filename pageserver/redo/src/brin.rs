@@ -97,12 +97,7 @@ fn init(page: &mut Page, page_type: u16) -> Result<(), Fault> {
     put_u16(page, PAGE_TYPE, page_type)
 }
 
-fn insert(
-    step: &Step<'_, '_>,
-    id: u8,
-    main: &mut BytesIn<'_>,
-    page: &mut Page,
-) -> Result<(), Fault> {
+fn insert(step: &Step<'_, '_>, id: u8, main: &mut BytesIn<'_>, page: &mut Page) -> Result<(), Fault> {
     let (heap_block, pages_per_range, offset) = (main.u32_le()?, main.u32_le()?, main.u16_le()?);
     if id == 1 {
         let tid = Tid { block: step.number_of(0)?, offset };
@@ -116,7 +111,6 @@ fn insert(
 
 /// Enters where the summary of a heap block's range is.
 fn set_range(page: &mut Page, pages_per_range: u32, heap_block: u32, tid: Tid) -> Result<(), Fault> {
-    let range =
-        heap_block.checked_div(pages_per_range).ok_or(Fault::Record("a range has no pages"))?;
+    let range = heap_block.checked_div(pages_per_range).ok_or(Fault::Record("a range has no pages"))?;
     tid.put(page, slotted::HEADER + (range % MAP_ENTRIES) as usize * Tid::SIZE)
 }

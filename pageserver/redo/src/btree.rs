@@ -279,8 +279,7 @@ mod posting {
                 _ => {
                     let size = align(self.end);
                     slice_mut(self.buffer, self.end, size - self.end)?.fill(0);
-                    Tid { block: self.key as u32, offset: count as u16 | IS_POSTING }
-                        .put(self.buffer, 0)?;
+                    Tid { block: self.key as u32, offset: count as u16 | IS_POSTING }.put(self.buffer, 0)?;
                     put_u16(self.buffer, INFO, info | ALT_TID | size as u16)?;
                     size
                 }
@@ -301,12 +300,7 @@ fn insert_post(page: &mut Page, offset: usize, mut data: BytesIn<'_>) -> Result<
 }
 
 /// Adds a tuple with another TID than it has.
-fn add_with_tid(
-    page: &mut Page,
-    item: &[u8],
-    tid: [u8; Tid::SIZE],
-    offset: usize,
-) -> Result<(), Fault> {
+fn add_with_tid(page: &mut Page, item: &[u8], tid: [u8; Tid::SIZE], offset: usize) -> Result<(), Fault> {
     slotted::add(page, item, offset, Placing::Shift)?;
     put(slotted::item_mut(page, offset)?, 0, &tid)
 }

@@ -51,8 +51,11 @@ impl Link {
         let fault = |source| RedoError::Change { key, lsn, source };
         match (change, self.kind) {
             (Change::Postgres { record, .. }, Some(KeyKind::RelBlock { rel, block })) => {
-                let record = Record::parse(self.pg, record)
-                    .map_err(|source| RedoError::Record { key, lsn, source })?;
+                let record = Record::parse(self.pg, record).map_err(|source| RedoError::Record {
+                    key,
+                    lsn,
+                    source,
+                })?;
                 let block = record.block_of(rel, block).ok_or(RedoError::OtherBlock { key, lsn })?;
                 let page = self.page(value, block.is_base() || is_map(rel.fork))?;
                 apply(&record, block, lsn, page).map(drop)

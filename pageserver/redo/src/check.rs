@@ -102,13 +102,7 @@ pub enum Verdict {
 }
 
 /// Compares a page that redo made with the one that Postgres made, after a record of `rmgr`.
-pub fn compare(
-    rmgr: RmgrId,
-    fork: Fork,
-    block: u32,
-    ours: &Page,
-    theirs: &Page,
-) -> Result<Verdict, Fault> {
+pub fn compare(rmgr: RmgrId, fork: Fork, block: u32, ours: &Page, theirs: &Page) -> Result<Verdict, Fault> {
     const LSN_AND_CHECKSUM: usize = 10;
     const MAP: usize = 24;
     if ours[LSN_AND_CHECKSUM..] == theirs[LSN_AND_CHECKSUM..] {
@@ -195,13 +189,7 @@ impl<B: FnMut(RelTag, u32) -> Option<Box<Page>>> Checker<B> {
     }
 
     /// Redoes a record on all its blocks. Each block gets the record trimmed to it, as it is stored.
-    pub fn check(
-        &mut self,
-        record: &Record<'_>,
-        bytes: &[u8],
-        end: Lsn,
-        found: &mut dyn FnMut(Finding),
-    ) {
+    pub fn check(&mut self, record: &Record<'_>, bytes: &[u8], end: Lsn, found: &mut dyn FnMut(Finding)) {
         let kind = RecordKind { rmgr: record.rmgr.0, operation: record.info & 0xF0 };
         self.tallies.entry(kind).or_default().records += 1;
         let mut tally = Tally::default();

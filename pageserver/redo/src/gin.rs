@@ -200,12 +200,7 @@ fn set_posting_items(page: &mut Page, count: u16) -> Result<(), Fault> {
 }
 
 /// After a split of the child at `offset`: what was its item goes to the right half, and `item` before it is the left half's.
-fn insert_posting_item(
-    page: &mut Page,
-    offset: u16,
-    right_child: u32,
-    item: &[u8],
-) -> Result<(), Fault> {
+fn insert_posting_item(page: &mut Page, offset: u16, right_child: u32, item: &[u8]) -> Result<(), Fault> {
     let (at, after) = posting_items_from(page, offset)?;
     let count = u16_at(page, MAX_OFFSET)?;
     let items = &mut page[..SPECIAL];
@@ -218,8 +213,7 @@ fn insert_posting_item(
 
 fn delete_posting_item(page: &mut Page, offset: u16) -> Result<(), Fault> {
     let (at, after) = posting_items_from(page, offset)?;
-    let later =
-        after.checked_sub(POSTING_ITEM).ok_or(Fault::Item { offset, what: "does not exist" })?;
+    let later = after.checked_sub(POSTING_ITEM).ok_or(Fault::Item { offset, what: "does not exist" })?;
     let count = u16_at(page, MAX_OFFSET)?;
     shift(&mut page[..SPECIAL], at + POSTING_ITEM, later, at)?;
     set_posting_items(page, count - 1)
@@ -451,10 +445,8 @@ mod tests {
             writer.push(&mut old, number).unwrap();
         }
         let end = writer.finish(&mut old).unwrap();
-        let added: Vec<u8> = [3, 9, 11]
-            .into_iter()
-            .flat_map(|offset| Tid { block: 0, offset }.to_bytes())
-            .collect();
+        let added: Vec<u8> =
+            [3, 9, 11].into_iter().flat_map(|offset| Tid { block: 0, offset }.to_bytes()).collect();
         let mut out = [0; 64];
         let end = merge(&mut out, 0, &old[..end], &added).unwrap();
         assert_eq!(out[..end], [0, 0, 0, 0, 3, 0, 3, 0, 2, 4, 2, 0]);

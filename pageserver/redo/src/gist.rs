@@ -82,12 +82,7 @@ fn put_nsn(page: &mut Page, nsn: Lsn) -> Result<(), Fault> {
     put_u32(page, NSN + 4, nsn.0 as u32)
 }
 
-fn update(
-    step: &Step<'_, '_>,
-    deleted: u16,
-    inserted: u16,
-    page: &mut Page,
-) -> Result<(), Fault> {
+fn update(step: &Step<'_, '_>, deleted: u16, inserted: u16, page: &mut Page) -> Result<(), Fault> {
     let mut data = step.data();
     let offsets = data.take(usize::from(deleted) * 2)?;
     if deleted == 1 && inserted == 1 {

@@ -317,12 +317,7 @@ pub(crate) fn delete_listed(page: &mut Page, offsets: &[u8]) -> Result<(), Fault
 
 /// Frees an overflow page: its tuples go to another page of the bucket (block 1), it becomes unused (2), its neighbours (3, 4) close up,
 /// the bitmap (5) and the metapage (6) note it. The neighbour before it may be the page that gets the tuples.
-fn squeeze(
-    page: &mut Page,
-    id: u8,
-    main: &mut BytesIn<'_>,
-    mut data: BytesIn<'_>,
-) -> Result<Applied, Fault> {
+fn squeeze(page: &mut Page, id: u8, main: &mut BytesIn<'_>, mut data: BytesIn<'_>) -> Result<Applied, Fault> {
     let (previous, next, tuples) = (main.u32_le()?, main.u32_le()?, main.u16_le()?);
     main.skip(1)?;
     let previous_is_written = main.u8()? != 0;

@@ -73,12 +73,7 @@ pub(crate) struct Mark {
 impl Mark {
     pub(crate) fn read(main: &[u8]) -> Result<Self, Truncated> {
         let mut input = BytesIn::new(main);
-        Ok(Mark {
-            xmax: input.u32_le()?,
-            offset: input.u16_le()?,
-            infobits: input.u8()?,
-            flags: input.u8()?,
-        })
+        Ok(Mark { xmax: input.u32_le()?, offset: input.u16_le()?, infobits: input.u8()?, flags: input.u8()? })
     }
 }
 
@@ -222,8 +217,7 @@ fn put_new_version(
     page: &mut Page,
 ) -> Result<(), Fault> {
     let mut data = step.data();
-    let mut shared =
-        |flag: u8| if update.flags & flag != 0 { data.u16_le().map(usize::from) } else { Ok(0) };
+    let mut shared = |flag: u8| if update.flags & flag != 0 { data.u16_le().map(usize::from) } else { Ok(0) };
     let (prefix, suffix) = (shared(UPDATE_HAS_PREFIX)?, shared(UPDATE_HAS_SUFFIX)?);
     let header = StoredHeader::read(&mut data)?;
     let stored = data.rest();

@@ -145,8 +145,7 @@ impl<'p> Tuple<'p> {
     /// Whether `xmax` only locks the tuple (`HEAP_XMAX_IS_LOCKED_ONLY`).
     pub(crate) fn is_only_locked(&self) -> bool {
         let mask = infomask::XMAX_IS_MULTI | infomask::XMAX_EXCL_LOCK | infomask::XMAX_KEYSHR_LOCK;
-        self.infomask() & infomask::XMAX_LOCK_ONLY != 0
-            || self.infomask() & mask == infomask::XMAX_EXCL_LOCK
+        self.infomask() & infomask::XMAX_LOCK_ONLY != 0 || self.infomask() & mask == infomask::XMAX_EXCL_LOCK
     }
 }
 

@@ -57,13 +57,17 @@ pub enum Applied {
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum RedoError {
     /// Only the extension that wrote the record knows how to redo it.
-    #[error("the record that ends at {lsn} belongs to resource manager {rmgr}, which is not built into Postgres")]
+    #[error(
+        "the record that ends at {lsn} belongs to resource manager {rmgr}, which is not built into Postgres"
+    )]
     CustomRmgr { rmgr: RmgrId, lsn: Lsn },
     #[error("the record that ends at {lsn} is of an unknown type: {rmgr} with info {info:#04x}")]
     UnknownRecord { rmgr: RmgrId, info: u8, lsn: Lsn },
     #[error("cannot restore the image of block {block} of {rel} in the record that ends at {lsn}")]
     Image { rel: RelTag, block: u32, lsn: Lsn, source: ImageError },
-    #[error("cannot redo the record of {rmgr} with info {info:#04x} that ends at {lsn} on block {block} of {rel}")]
+    #[error(
+        "cannot redo the record of {rmgr} with info {info:#04x} that ends at {lsn} on block {block} of {rel}"
+    )]
     Failed { rmgr: RmgrId, info: u8, lsn: Lsn, rel: RelTag, block: u32, source: Fault },
     #[error("the change of key {key} at {lsn} is not a value")]
     Value { key: Key, lsn: Lsn, source: ValueError },
