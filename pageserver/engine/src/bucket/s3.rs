@@ -270,3 +270,142 @@ where
         _ => unavailable(operation, path, error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use testkit::{Fault, FaultProxy, Versitygw, versitygw};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::bucket::config::{BucketConfig, BucketUrl, S3Credentials};
+    use crate::bucket::retry::{BucketMetrics, RetryPolicy, RetryingBucket};
+
+    fn location(endpoint: String, prefix: &str) -> S3Location {
+        S3Location {
+            bucket: Versitygw::BUCKET.into(),
+            prefix: prefix.into(),
+            endpoint: Some(endpoint),
+            region: None,
+            path_style: true,
+            credentials: Some(S3Credentials {
+                access_key: versitygw::ACCESS_KEY.into(),
+                secret_key: versitygw::SECRET_KEY.into(),
+            }),
+        }
+    }
+
+    fn body(bytes: impl Into<Bytes>) -> Body {
+        Body::Bytes(bytes.into())
+    }
+
+    /// Gives up soon enough for tests.
+    fn policy() -> RetryPolicy {
+        RetryPolicy {
+            first_pause: Duration::from_millis(5),
+            longest_pause: Duration::from_millis(50),
+            reads_give_up_after: Duration::from_millis(500),
+            timeout: Duration::from_secs(2),
+            small_timeout: Duration::from_secs(1),
+            ..RetryPolicy::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_real_s3_server_keeps_the_contract_with_and_without_a_prefix() {
+        let server = Versitygw::start().await.unwrap();
+        for prefix in ["", "some/prefix"] {
+            let bucket = S3Bucket::connect(&location(server.endpoint(), prefix)).await;
+            crate::bucket::contract::keeps_the_contract(Arc::new(bucket)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_real_s3_server_passes_the_probe_and_is_left_as_it_was() {
+        let server = Versitygw::start().await.unwrap();
+        let config = BucketConfig::new(BucketUrl::S3(location(server.endpoint(), "p")));
+        let bucket = config.open(BucketMetrics::new(), CancellationToken::new()).await.unwrap();
+        assert!(bucket.list(ListRequest::default()).await.unwrap().objects.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_listing_of_several_pages_goes_on_where_it_ended() {
+        let server = Versitygw::start().await.unwrap();
+        let bucket = S3Bucket::connect(&location(server.endpoint(), "")).await;
+        // Files on the server's own disk: a thousand puts would take longer than what is tested.
+        let folder = server.objects().join("many");
+        std::fs::create_dir(&folder).unwrap();
+        for n in 0..1500 {
+            std::fs::write(folder.join(format!("{n:04}")), b"x").unwrap();
+        }
+        let paths = crate::deletion::list_all(&bucket, "many/").await.unwrap();
+        assert_eq!(paths.len(), 1500);
+        assert!(paths.is_sorted());
+        bucket.delete(&paths[..1000]).await.unwrap();
+        bucket.delete(&paths[1000..]).await.unwrap();
+        assert!(crate::deletion::list_all(&bucket, "many/").await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_will_never_work_is_told_from_what_may_work_later() {
+        let mut server = Versitygw::start().await.unwrap();
+        let good = location(server.endpoint(), "");
+        let no_bucket = S3Location { bucket: "elsewhere".into(), ..good.clone() };
+        let keys = S3Credentials { access_key: versitygw::ACCESS_KEY.into(), secret_key: "wrong".into() };
+        let no_keys = S3Location { credentials: Some(keys), ..good.clone() };
+        for wrong in [no_bucket, no_keys] {
+            let bucket = S3Bucket::connect(&wrong).await;
+            let put = bucket.put("a", body("x"), PutIf::Absent).await;
+            assert!(matches!(put, Err(BucketError::Rejected { .. })), "{put:?}");
+            let list = bucket.list(ListRequest::default()).await;
+            assert!(matches!(list, Err(BucketError::Rejected { .. })), "{list:?}");
+        }
+        let bucket = S3Bucket::connect(&good).await;
+        server.kill();
+        let away = bucket.get("a", None).await;
+        assert!(matches!(away, Err(BucketError::Unavailable { .. })), "{away:?}");
+    }
+
+    #[tokio::test]
+    async fn cut_and_refused_answers_are_waited_out_and_nothing_is_put_twice() {
+        let server = Versitygw::start().await.unwrap();
+        let proxy = FaultProxy::start(server.port()).await.unwrap();
+        let s3 = Arc::new(S3Bucket::connect(&location(proxy.endpoint(), "")).await);
+        let bucket =
+            Arc::new(RetryingBucket::new(s3, policy(), BucketMetrics::new(), CancellationToken::new()));
+        let content = Bytes::from(vec![7; 1 << 20]);
+        let mut etag = bucket.put("big", body(content.clone()), PutIf::Absent).await.unwrap();
+        let faults = [
+            Fault::Refuse,
+            Fault::Status(500),
+            Fault::Status(503),
+            Fault::Stall,
+            // The whole request goes through, its answer does not.
+            Fault::CutAfter { bytes: 0 },
+            Fault::CutAfter { bytes: 100_000 },
+        ];
+        for (n, fault) in faults.into_iter().enumerate() {
+            proxy.set(fault);
+            let away = bucket.get("big", None).await;
+            assert!(matches!(away, Err(BucketError::Unavailable { .. })), "{fault:?}: {away:?}");
+            let create = tokio::spawn({
+                let bucket = bucket.clone();
+                async move { bucket.put(&format!("new-{n}"), body("x"), PutIf::Absent).await }
+            });
+            let replaced = Bytes::from(vec![n as u8; 1 << 20]);
+            let replace = tokio::spawn({
+                let (bucket, etag, replaced) = (bucket.clone(), etag.clone(), replaced.clone());
+                async move { bucket.put("big", body(replaced), PutIf::Matches(etag)).await }
+            });
+            // Long enough for both to be sent under the fault, whether they get through or not.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            proxy.set(Fault::None);
+            create.await.unwrap().unwrap_or_else(|error| panic!("{fault:?}: {error:?}"));
+            etag = replace.await.unwrap().unwrap_or_else(|error| panic!("{fault:?}: {error:?}"));
+            assert!(bucket.get("big", None).await.unwrap().bytes == replaced, "{fault:?}");
+        }
+    }
+}
