@@ -5,11 +5,14 @@
 //! run as root; under root it runs as an unprivileged user ([`account`]).
 //!
 //! In reading order: [`account`], [`port`], [`process`], [`postgres`], [`workload`], [`versitygw`], [`fault_proxy`],
-//! [`pageserver`], [`page_client`], [`cluster_files`].
+//! [`pageserver`], [`page_client`], [`cluster_files`], [`page_compare`], [`oracle`].
 
 pub mod account;
+pub mod cluster_files;
 pub mod fault_proxy;
+pub mod oracle;
 pub mod page_client;
+pub mod page_compare;
 pub mod pageserver;
 pub mod port;
 pub mod postgres;

@@ -199,6 +199,60 @@ impl Pageserver {
         Ok(text.parse()?)
     }
 
+    /// Makes a timeline that imports the primary at `dsn` and follows it. Returns when that is accepted.
+    pub async fn follow(&self, tenant: TenantId, timeline: TimelineId, dsn: &str) -> Result<()> {
+        let path = format!("/v1/tenant/{tenant}/timeline");
+        let body = serde_json::json!({"new_timeline_id": timeline.to_string(), "primary": {"dsn": dsn}});
+        let (status, answer) = self.http(Method::POST, &path, Some(&body)).await?;
+        ensure!((200..300).contains(&status), "{path}: {status} {answer}");
+        Ok(())
+    }
+
+    /// Makes a branch of `ancestor` at `lsn`.
+    pub async fn branch(
+        &self,
+        tenant: TenantId,
+        new: TimelineId,
+        ancestor: TimelineId,
+        lsn: Lsn,
+    ) -> Result<()> {
+        let path = format!("/v1/tenant/{tenant}/timeline");
+        let body = serde_json::json!({
+            "new_timeline_id": new.to_string(),
+            "ancestor_timeline_id": ancestor.to_string(),
+            "ancestor_start_lsn": lsn.to_string(),
+        });
+        let (status, answer) = self.http(Method::POST, &path, Some(&body)).await?;
+        ensure!(status == 201, "{path}: {status} {answer}");
+        Ok(())
+    }
+
+    /// Waits until the timeline's import is done and it can be read.
+    pub async fn wait_active(
+        &mut self,
+        tenant: TenantId,
+        timeline: TimelineId,
+        limit: Duration,
+    ) -> Result<()> {
+        let since = Instant::now();
+        loop {
+            let now = self.timeline(tenant, timeline).await;
+            if now.as_ref().is_ok_and(|detail| detail["state"] == "Active") {
+                return Ok(());
+            }
+            let process = self.process.as_mut().context("it does not run")?;
+            if let Some(status) = process.exit_status() {
+                bail!("the pageserver ended with {status}:\n{}", process.log_tail());
+            }
+            ensure!(
+                since.elapsed() < limit,
+                "not active after {limit:?}, but: {now:?}\n{}",
+                process.log_tail()
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Waits until the timeline serves everything before `lsn`.
     pub async fn wait_for(
         &mut self,
