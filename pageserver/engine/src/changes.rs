@@ -61,6 +61,18 @@ impl Changes {
         self.bytes.len() + self.entries.len() * size_of::<Entry>()
     }
 
+    /// Moves another's changes behind these.
+    pub fn append(&mut self, newer: &mut Changes) {
+        let base = self.bytes.len() as u32;
+        self.bytes.extend_from_slice(&newer.bytes);
+        self.entries.extend(newer.entries.iter().map(|entry| Entry { at: entry.at + base, ..*entry }));
+        if let Some((oldest, newest)) = newer.commit_times {
+            self.committed_at(oldest);
+            self.committed_at(newest);
+        }
+        newer.clear();
+    }
+
     /// Forgets everything, keeps the memory.
     pub fn clear(&mut self) {
         self.entries.clear();

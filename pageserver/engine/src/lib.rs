@@ -1,15 +1,29 @@
 //! The life of a timeline: WAL in, pages out, everything in the bucket.
 //!
-//! Reading order: [`ports`] (what the engine asks of the world), [`changes`] (new versions on their way in), [`as_of`] (a timeline at an LSN),
-//! [`object_path`] (every object we write), [`bucket`],
-//! [`claim`] (who owns a tenant), [`deletion`], [`index_store`].
+//! Reading order: [`ports`] (what the engine asks of the world), [`object_path`] (every object we write), [`bucket`], [`claim`] (who owns a tenant),
+//! [`index_store`] and [`index_keeper`] (what a timeline consists of), [`wal_keeper`] (WAL to the bucket first) and [`wal_run`] (which of it counts);
+//! [`ingest`] (which versions a record makes), [`changes`], [`tail`], [`layer_map`], [`chunk_cache`], [`layer_read`], [`layer_write`]; then
+//! [`read`], [`as_of`], [`time`], [`timeline`], and on top [`tenant`] and [`deletion`].
 
 pub mod as_of;
 pub mod bucket;
+pub mod budget;
 pub mod changes;
+pub mod chunk_cache;
 pub mod claim;
 pub mod deletion;
+pub mod index_keeper;
 pub mod index_store;
 pub mod ingest;
+pub mod layer_map;
+pub mod layer_read;
+pub mod layer_write;
 pub mod object_path;
 pub mod ports;
+pub mod read;
+pub mod tail;
+pub mod tenant;
+pub mod time;
+pub mod timeline;
+pub mod wal_keeper;
+pub mod wal_run;

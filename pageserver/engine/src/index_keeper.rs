@@ -1,0 +1,296 @@
+//! An owner's own index of a timeline, and the only place that changes it.
+
+use codec::index_part::{
+    Extension, IndexPart, LayerMetadata, NotPortable, TimelineMetadata, TliStart, WalFlavour, WalObjectEntry,
+};
+use model::{LayerName, LayerObjectName, Lsn, PgTimestamp, TenantShardId, TimelineId, Tli};
+use tokio::sync::Mutex;
+
+use crate::claim::Claim;
+use crate::index_store::{FoundIndex, IndexStore, IndexWriter, PutIndexError};
+use crate::layer_read::Layer;
+use crate::layer_write::{LayerStore, WrittenLayer};
+use crate::timeline::{Timeline, TimelineFacts};
+use crate::wal_keeper::StoredWal;
+use crate::wal_run::WalHistory;
+
+/// Keeps and writes the index of one timeline as one owner.
+pub struct IndexKeeper {
+    claim: Claim,
+    timeline: TimelineId,
+    /// Held while an index is put: puts of one timeline are one after the other.
+    state: Mutex<State>,
+}
+
+struct State {
+    part: IndexPart,
+    /// Whose objects count beside the inherited ones: the index that was found, until the own one is written.
+    found_generation: Option<model::Generation>,
+    writer: IndexWriter,
+}
+
+/// What an index must say to be opened here, and does not.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum IndexTrouble {
+    #[error("the timeline has no palimpsest part: timelines written by Neon cannot be opened yet")]
+    Plain,
+    #[error("the timeline's WAL is of flavour neon, which cannot be followed yet")]
+    NeonWal,
+    #[error("layer {layer} has a layout that does not fit its size")]
+    Layout { layer: LayerName, source: codec::layer::ReadLayerError },
+    #[error("the timeline's base import is not finished")]
+    Importing,
+}
+
+/// What opening a timeline takes from its index.
+pub struct IndexFacts {
+    /// What never changes.
+    pub facts: TimelineFacts,
+    /// Up to where layers cover everything.
+    pub disk_consistent_lsn: Lsn,
+    /// Start of the record that ends there, when known.
+    pub prev_record_lsn: Option<Lsn>,
+    /// The Postgres timeline there.
+    pub tli: Tli,
+    /// Which WAL objects count.
+    pub wal: WalHistory,
+    layers: Vec<(LayerObjectName, LayerMetadata)>,
+    tenant_shard: TenantShardId,
+}
+
+impl IndexFacts {
+    /// Handles to all layers.
+    pub fn layers(&self, store: &LayerStore) -> Result<Vec<Layer>, IndexTrouble> {
+        self.layers
+            .iter()
+            .map(|(name, metadata)| {
+                let layout = metadata
+                    .layout(&name.layer)
+                    .transpose()
+                    .map_err(|source| IndexTrouble::Layout { layer: name.layer.clone(), source })?;
+                let writer = TenantShardId { tenant: self.tenant_shard.tenant, shard: metadata.shard };
+                let commits = metadata.palimpsest.as_ref().and_then(|details| details.commits);
+                Ok(store.open(writer, name.clone(), metadata.file_size, layout, commits))
+            })
+            .collect()
+    }
+}
+
+impl IndexKeeper {
+    /// Of an index that was found.
+    pub fn new(claim: Claim, timeline: TimelineId, found: FoundIndex) -> IndexKeeper {
+        let writer = IndexStore::new(&claim).writer(timeline, Some(&found));
+        let state = State { part: found.index, found_generation: found.generation, writer };
+        IndexKeeper { claim, timeline, state: Mutex::new(state) }
+    }
+
+    /// Of a timeline that does not exist yet: puts its first index.
+    pub async fn create(
+        claim: Claim,
+        timeline: TimelineId,
+        part: IndexPart,
+    ) -> Result<IndexKeeper, PutIndexError> {
+        let writer = IndexStore::new(&claim).writer(timeline, None);
+        let state = State { part, found_generation: None, writer };
+        let keeper = IndexKeeper { claim, timeline, state: Mutex::new(state) };
+        keeper.update(|_| {}).await?;
+        Ok(keeper)
+    }
+
+    /// Of a branch of `parent` at `lsn`: puts its first index.
+    pub async fn new_branch(
+        claim: Claim,
+        timeline: TimelineId,
+        parent: &Timeline,
+        lsn: Lsn,
+    ) -> Result<IndexKeeper, PutIndexError> {
+        let (last, prev) = parent.last_and_prev();
+        let facts = parent.facts();
+        let theirs = parent.index().state.lock().await;
+        let metadata = TimelineMetadata {
+            disk_consistent_lsn: lsn,
+            prev_record_lsn: Some(prev).filter(|prev| last == lsn && prev.is_valid()),
+            ancestor_timeline: Some(facts.timeline),
+            ancestor_lsn: lsn,
+            latest_gc_cutoff_lsn: theirs.part.metadata().latest_gc_cutoff_lsn,
+            initdb_lsn: facts.initdb_lsn,
+            pg_version: facts.pg,
+            unknown: codec::index_part::Unknown::new(),
+        };
+        let ours = theirs.part.palimpsest.as_ref().map(|parent| Extension {
+            sequence: 0,
+            tli_history: parent.tli_history.iter().filter(|start| start.from <= lsn).copied().collect(),
+            readable_from: facts.readable_from,
+            wal_objects: Vec::new(),
+            source: None,
+            import: None,
+            restores: Vec::new(),
+            archived: None,
+            leases: Vec::new(),
+            named_lsns: std::collections::BTreeMap::default(),
+            ..parent.clone()
+        });
+        let mut part = IndexPart::new(metadata, ours);
+        part.rel_size_migrated_at = theirs.part.rel_size_migrated_at;
+        drop(theirs);
+        Self::create(claim, timeline, part).await
+    }
+
+    /// Which timeline.
+    pub fn timeline(&self) -> TimelineId {
+        self.timeline
+    }
+
+    /// As whom.
+    pub fn claim(&self) -> &Claim {
+        &self.claim
+    }
+
+    /// The index as it was last put or found.
+    pub async fn part(&self) -> IndexPart {
+        self.state.lock().await.part.clone()
+    }
+
+    /// The timeline it branched from, and where.
+    pub async fn ancestor(&self) -> Option<(TimelineId, Lsn)> {
+        let state = self.state.lock().await;
+        let metadata = state.part.metadata();
+        metadata.ancestor_timeline.map(|ancestor| (ancestor, metadata.ancestor_lsn))
+    }
+
+    /// Whether its base is not there yet.
+    pub async fn import_in_progress(&self) -> bool {
+        self.state.lock().await.part.palimpsest.as_ref().is_some_and(|ours| ours.import.is_some())
+    }
+
+    /// What opening the timeline needs.
+    pub async fn facts(&self) -> Result<IndexFacts, IndexTrouble> {
+        let state = self.state.lock().await;
+        let (part, metadata) = (&state.part, state.part.metadata());
+        let ours = part.palimpsest.as_ref().ok_or(IndexTrouble::Plain)?;
+        if ours.wal_flavour == WalFlavour::Neon {
+            return Err(IndexTrouble::NeonWal);
+        }
+        if ours.import.is_some() {
+            return Err(IndexTrouble::Importing);
+        }
+        let wal = WalHistory {
+            generation: state.found_generation,
+            inherited: ours.wal_objects.iter().map(stored).collect(),
+            switches: ours.tli_history.iter().map(|start| (start.tli, start.from)).collect(),
+        };
+        let tenant_shard = self.claim.tenant();
+        Ok(IndexFacts {
+            facts: TimelineFacts {
+                timeline: self.timeline,
+                tenant_shard,
+                pg: metadata.pg_version,
+                system_identifier: ours.system_identifier,
+                wal_segment_size: ours.wal_segment_size,
+                initdb_lsn: metadata.initdb_lsn,
+                readable_from: ours.readable_from,
+                ancestor: metadata.ancestor_timeline.map(|ancestor| (ancestor, metadata.ancestor_lsn)),
+            },
+            disk_consistent_lsn: metadata.disk_consistent_lsn,
+            prev_record_lsn: metadata.prev_record_lsn,
+            tli: wal.tli_at(metadata.disk_consistent_lsn),
+            wal,
+            layers: part
+                .layer_metadata
+                .iter()
+                .map(|(name, metadata)| {
+                    (
+                        LayerObjectName { layer: name.clone(), generation: metadata.generation },
+                        metadata.clone(),
+                    )
+                })
+                .collect(),
+            tenant_shard,
+        })
+    }
+
+    /// Writes this owner's own index, which names the WAL objects that it inherits.
+    pub async fn inherit(&self, run: &[StoredWal]) -> Result<(), PutIndexError> {
+        let objects: Vec<WalObjectEntry> = run.iter().map(entry).collect();
+        self.update(|part| {
+            if let Some(ours) = &mut part.palimpsest {
+                ours.wal_objects = objects;
+            }
+        })
+        .await?;
+        self.state.lock().await.found_generation = Some(self.claim.generation());
+        Ok(())
+    }
+
+    /// Changes the index and puts it. What fails to be put is not kept.
+    pub async fn update(&self, change: impl FnOnce(&mut IndexPart)) -> Result<(), PutIndexError> {
+        let mut state = self.state.lock().await;
+        let mut part = state.part.clone();
+        change(&mut part);
+        state.writer.put(&mut part).await?;
+        state.part = part;
+        Ok(())
+    }
+}
+
+fn stored(entry: &WalObjectEntry) -> StoredWal {
+    StoredWal {
+        tli: entry.tli,
+        start: entry.start,
+        end: entry.end,
+        generation: entry.generation,
+        size: entry.size,
+    }
+}
+
+fn entry(object: &StoredWal) -> WalObjectEntry {
+    WalObjectEntry {
+        tli: object.tli,
+        start: object.start,
+        end: object.end,
+        generation: object.generation,
+        size: object.size,
+    }
+}
+
+/// Names a new layer in an index.
+pub fn add_layer(
+    part: &mut IndexPart,
+    written: &WrittenLayer,
+    generation: model::Generation,
+    shard: model::ShardIndex,
+    commits: Option<(PgTimestamp, PgTimestamp)>,
+) {
+    let metadata = LayerMetadata::of(&written.finished, generation, shard, commits);
+    part.layer_metadata.insert(written.finished.name.clone(), metadata);
+}
+
+/// What a new timeline that follows an ordinary Postgres says of itself.
+pub fn vanilla_extension(
+    system_identifier: u64,
+    wal_segment_size: model::WalSegmentSize,
+    data_checksums: bool,
+    tli: Tli,
+    from: Lsn,
+) -> Extension {
+    Extension {
+        format: codec::index_part::EXTENSION_FORMAT,
+        sequence: 0,
+        wal_flavour: WalFlavour::Vanilla,
+        not_portable: vec![NotPortable::VanillaWal, NotPortable::OwnValues],
+        system_identifier,
+        wal_segment_size,
+        data_checksums,
+        tli_history: vec![TliStart { tli, from }],
+        readable_from: Lsn::MAX,
+        wal_objects: Vec::new(),
+        source: None,
+        import: None,
+        restores: Vec::new(),
+        archived: None,
+        leases: Vec::new(),
+        named_lsns: std::collections::BTreeMap::default(),
+        unknown: codec::index_part::Unknown::new(),
+    }
+}

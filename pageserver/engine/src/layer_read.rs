@@ -1,0 +1,333 @@
+//! Reading layers through the chunk cache.
+//!
+//! The codec says which block it wants next; this file fetches and checks it. A layer that is only in the bucket costs two dependent GETs for
+//! its first page: one for checksums and index, one for the values. When everything is in memory nothing awaits.
+
+use bytes::Bytes;
+use codec::layer::blob::{BlobHead, Unpacker};
+use codec::layer::{Block, ChecksumTable, DeltaScan, ImageScan, Layout, ReadLayerError, Summary};
+use model::{BLOCK_SIZE, Key, KeyRange, LayerName, Lsn, PgTimestamp};
+use tokio::sync::OnceCell;
+
+use crate::as_of::ReadError;
+use crate::chunk_cache::{CHUNK_SIZE, FetchError, Object, joined};
+use crate::claim::{Claim, ValidateError};
+use crate::layer_map::MapLayer;
+use crate::tail::Version;
+
+const BLOCKS_PER_CHUNK: u32 = (CHUNK_SIZE / BLOCK_SIZE as u64) as u32;
+
+/// A layer's index and checksums are fetched whole, in one GET, when they have at most so many chunks (1 MiB).
+const WARM_CHUNKS: u32 = 16;
+
+/// A layer of an open timeline.
+pub struct Layer {
+    name: LayerName,
+    object: Object,
+    claim: Claim,
+    layout: OnceCell<Layout>,
+    warmed: OnceCell<()>,
+    commit_times: Option<(PgTimestamp, PgTimestamp)>,
+}
+
+impl MapLayer for Layer {
+    fn name(&self) -> &LayerName {
+        &self.name
+    }
+}
+
+/// Why a block or a value could not be read.
+#[derive(Debug, thiserror::Error)]
+enum ReadFileError {
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    #[error(transparent)]
+    Damaged(#[from] ReadLayerError),
+    #[error("{0}")]
+    WrongFile(String),
+    #[error("the object was deleted by a newer owner")]
+    Superseded,
+}
+
+impl Layer {
+    /// A layer of the object. `layout` saves a read of its first block.
+    pub fn new(
+        name: LayerName,
+        object: Object,
+        claim: Claim,
+        layout: Option<Layout>,
+        commit_times: Option<(PgTimestamp, PgTimestamp)>,
+    ) -> Layer {
+        Layer {
+            name,
+            object,
+            claim,
+            layout: OnceCell::new_with(layout),
+            warmed: OnceCell::new(),
+            commit_times,
+        }
+    }
+
+    /// Whether it holds changes.
+    pub fn is_delta(&self) -> bool {
+        self.name.is_delta()
+    }
+
+    /// Bytes of its file.
+    pub fn file_size(&self) -> u64 {
+        self.object.size()
+    }
+
+    /// Its object in the bucket.
+    pub fn object_path(&self) -> &str {
+        self.object.path()
+    }
+
+    /// Oldest and newest commit time in it, when known.
+    pub fn commit_times(&self) -> Option<(PgTimestamp, PgTimestamp)> {
+        self.commit_times
+    }
+
+    /// Makes a complete local file its local copy.
+    pub(crate) fn adopt(&self, file: &std::path::Path) -> std::io::Result<()> {
+        self.object.adopt(file)
+    }
+
+    /// The value of `key` in an image layer.
+    pub async fn image(&self, key: Key) -> Result<Option<Bytes>, ReadError> {
+        self.try_image(key).await.map_err(|error| self.story(error))
+    }
+
+    /// The versions of `key` in a delta layer above `above` (exclusive) up to `lsn` (inclusive), newest first, ending with the first that
+    /// needs no predecessor.
+    pub async fn versions_down(&self, key: Key, above: Lsn, lsn: Lsn) -> Result<Vec<Version>, ReadError> {
+        self.try_versions_down(key, above, lsn).await.map_err(|error| self.story(error))
+    }
+
+    /// Every version in a delta layer of keys of `keys`, by key and LSN.
+    pub async fn versions_of(&self, keys: &KeyRange) -> Result<Vec<Version>, ReadError> {
+        self.try_versions_of(keys).await.map_err(|error| self.story(error))
+    }
+
+    /// The keys of a range that have a version at or below `lsn` here.
+    pub async fn keys_in(&self, keys: KeyRange, lsn: Lsn) -> Result<Vec<Key>, ReadError> {
+        self.try_keys_in(&keys, lsn).await.map_err(|error| self.story(error))
+    }
+
+    fn story(&self, error: ReadFileError) -> ReadError {
+        match error {
+            ReadFileError::Superseded => ReadError::Superseded,
+            other => ReadError::Layer { layer: self.object.path().into(), source: Box::new(other) },
+        }
+    }
+
+    async fn try_image(&self, key: Key) -> Result<Option<Bytes>, ReadFileError> {
+        let layout = self.layout().await?;
+        let mut scan = ImageScan::key(layout, key);
+        let mut found = Vec::new();
+        while let Some(wanted) = scan.wants() {
+            scan.feed(as_block(&self.block(layout, wanted).await?), &mut found)?;
+        }
+        match found.first() {
+            Some(entry) => self.value(layout, entry.at).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    async fn try_versions_down(&self, key: Key, above: Lsn, lsn: Lsn) -> Result<Vec<Version>, ReadFileError> {
+        let layout = self.layout().await?;
+        let lsns = Lsn(above.0.saturating_add(1))..Lsn(lsn.0.saturating_add(1));
+        if lsns.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut scan = DeltaScan::key(layout, key, &lsns);
+        let mut found = Vec::new();
+        while let Some(wanted) = scan.wants() {
+            scan.feed(as_block(&self.block(layout, wanted).await?), &mut found)?;
+        }
+        let mut versions = Vec::with_capacity(found.len());
+        for entry in found {
+            let value = self.value(layout, entry.at).await?;
+            versions.push(Version { key, lsn: entry.lsn, value, will_init: entry.will_init });
+        }
+        Ok(versions)
+    }
+
+    async fn try_versions_of(&self, keys: &KeyRange) -> Result<Vec<Version>, ReadFileError> {
+        let layout = self.layout().await?;
+        let mut scan = DeltaScan::range(layout, (keys.start, Lsn(0))..(keys.end, Lsn(0)));
+        let mut found = Vec::new();
+        while let Some(wanted) = scan.wants() {
+            scan.feed(as_block(&self.block(layout, wanted).await?), &mut found)?;
+        }
+        let mut versions = Vec::with_capacity(found.len());
+        for entry in found {
+            let value = self.value(layout, entry.at).await?;
+            versions.push(Version { key: entry.key, lsn: entry.lsn, value, will_init: entry.will_init });
+        }
+        Ok(versions)
+    }
+
+    async fn try_keys_in(&self, keys: &KeyRange, lsn: Lsn) -> Result<Vec<Key>, ReadFileError> {
+        let layout = self.layout().await?;
+        let mut out = Vec::new();
+        if self.is_delta() {
+            let mut scan = DeltaScan::range(layout, (keys.start, Lsn(0))..(keys.end, Lsn(0)));
+            let mut found = Vec::new();
+            while let Some(wanted) = scan.wants() {
+                scan.feed(as_block(&self.block(layout, wanted).await?), &mut found)?;
+            }
+            out.extend(found.into_iter().filter(|entry| entry.lsn <= lsn).map(|entry| entry.key));
+            out.dedup();
+        } else {
+            let mut scan = ImageScan::range(layout, keys);
+            let mut found = Vec::new();
+            while let Some(wanted) = scan.wants() {
+                scan.feed(as_block(&self.block(layout, wanted).await?), &mut found)?;
+            }
+            out.extend(found.into_iter().map(|entry| entry.key));
+        }
+        Ok(out)
+    }
+
+    async fn layout(&self) -> Result<&Layout, ReadFileError> {
+        self.layout
+            .get_or_try_init(|| async {
+                let chunk = self.raw_chunk(0).await?;
+                let block = chunk.first_chunk::<BLOCK_SIZE>().ok_or_else(|| too_short(0, chunk.len()))?;
+                let summary = Summary::decode(block)?;
+                if summary.name != self.name {
+                    return Err(ReadFileError::WrongFile(format!(
+                        "the file says that it is {}",
+                        summary.name
+                    )));
+                }
+                Ok(summary.layout(self.object.size())?)
+            })
+            .await
+    }
+
+    /// Fetches checksums and index with one GET the first time that anything is missing.
+    async fn warm(&self, layout: &Layout) -> Result<(), ReadFileError> {
+        let first = layout.checksums().map_or(layout.index_start_block(), ChecksumTable::start_block);
+        let chunks = first / BLOCKS_PER_CHUNK..self.object.chunks();
+        let chunks = chunks.end.saturating_sub(WARM_CHUNKS).max(chunks.start)..chunks.end;
+        self.warmed
+            .get_or_try_init(|| async {
+                self.object.load_run(chunks).await?;
+                Ok::<_, FetchError>(())
+            })
+            .await
+            .copied()
+            .map_err(|error| error.into())
+    }
+
+    /// A checked block.
+    async fn block(&self, layout: &Layout, block: u32) -> Result<Bytes, ReadFileError> {
+        let chunk = self.chunk(layout, block / BLOCKS_PER_CHUNK).await?;
+        let at = (block % BLOCKS_PER_CHUNK) as usize * BLOCK_SIZE;
+        if chunk.len() < at + BLOCK_SIZE {
+            return Err(too_short(u64::from(block) * BLOCK_SIZE as u64, chunk.len() - at.min(chunk.len())));
+        }
+        Ok(chunk.slice(at..at + BLOCK_SIZE))
+    }
+
+    /// A checked chunk.
+    async fn chunk(&self, layout: &Layout, chunk: u32) -> Result<Bytes, ReadFileError> {
+        if let Some(bytes) = self.object.in_memory(chunk) {
+            return Ok(bytes);
+        }
+        self.load_chunk(layout, chunk).await
+    }
+
+    async fn load_chunk(&self, layout: &Layout, chunk: u32) -> Result<Bytes, ReadFileError> {
+        if u64::from(chunk) * CHUNK_SIZE >= layout.values_end() {
+            self.warm(layout).await?;
+        }
+        let bytes = self.raw_chunk(chunk).await?;
+        if let Some(table) = layout.checksums() {
+            for (index, block) in bytes.chunks_exact(BLOCK_SIZE).enumerate() {
+                self.check(table, chunk * BLOCKS_PER_CHUNK + index as u32, as_block(block)).await?;
+            }
+        }
+        self.object.admit(chunk, bytes.clone());
+        Ok(bytes)
+    }
+
+    async fn check(&self, table: ChecksumTable, number: u32, block: &Block) -> Result<(), ReadFileError> {
+        if number == 0 {
+            Summary::decode(block)?;
+        } else if table.blocks().contains(&number) {
+            table.check_table_block(number, block)?;
+        } else if let Some(sum) = table.locate(number) {
+            // From memory when its chunk was admitted, else unchecked: a block of the table checks itself.
+            let chunk = sum.table_block / BLOCKS_PER_CHUNK;
+            let bytes = match self.object.in_memory(chunk) {
+                Some(bytes) => bytes,
+                None => self.raw_chunk(chunk).await?,
+            };
+            let at = (sum.table_block % BLOCKS_PER_CHUNK) as usize * BLOCK_SIZE;
+            let sums = bytes.get(at..at + BLOCK_SIZE).ok_or_else(|| too_short(at as u64, bytes.len()))?;
+            table.check_table_block(sum.table_block, as_block(sums))?;
+            table.check(number, block, as_block(sums))?;
+        }
+        Ok(())
+    }
+
+    async fn raw_chunk(&self, chunk: u32) -> Result<Bytes, ReadFileError> {
+        match self.object.load(chunk).await {
+            Err(FetchError::Gone(path)) => {
+                // Only a newer owner deletes what an index names: ask before believing that it is lost.
+                Err(if matches!(self.claim.validate().await, Err(ValidateError::Superseded { .. })) {
+                    ReadFileError::Superseded
+                } else {
+                    FetchError::Gone(path).into()
+                })
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// The value whose header begins at offset `at`.
+    async fn value(&self, layout: &Layout, at: u64) -> Result<Bytes, ReadFileError> {
+        let chunk = self.chunk(layout, (at / CHUNK_SIZE) as u32).await?;
+        let within = (at % CHUNK_SIZE) as usize;
+        let rest = chunk.slice(within.min(chunk.len())..);
+        let head = if rest.len() >= 4 {
+            BlobHead::parse(layout, at, &rest)?
+        } else {
+            BlobHead::parse(layout, at, &self.bytes(layout, at, (at + 4).min(layout.values_end())).await?)?
+        };
+        let stored = self.bytes(layout, head.start(), head.end()).await?;
+        if !head.compressed {
+            return Ok(stored);
+        }
+        Ok(Bytes::from(Unpacker::default().unpack(&head, &stored)?.into_owned()))
+    }
+
+    /// Checked bytes from anywhere in the file.
+    async fn bytes(&self, layout: &Layout, start: u64, end: u64) -> Result<Bytes, ReadFileError> {
+        let (first, last) = ((start / CHUNK_SIZE) as u32, (end.max(start + 1) - 1) / CHUNK_SIZE);
+        let mut pieces = Vec::with_capacity(2);
+        for chunk in first..=last as u32 {
+            let bytes = self.chunk(layout, chunk).await?;
+            let base = u64::from(chunk) * CHUNK_SIZE;
+            let from = start.saturating_sub(base) as usize;
+            let to = (end - base).min(bytes.len() as u64) as usize;
+            if from > to {
+                return Err(too_short(start, bytes.len()));
+            }
+            pieces.push(bytes.slice(from..to));
+        }
+        let all = joined(&pieces);
+        if all.len() as u64 == end - start { Ok(all) } else { Err(too_short(start, all.len())) }
+    }
+}
+
+fn as_block(bytes: &[u8]) -> &Block {
+    bytes.first_chunk().expect("callers hold whole blocks")
+}
+
+fn too_short(at: u64, left: usize) -> ReadFileError {
+    ReadLayerError::Truncated { at, what: "block", wanted: BLOCK_SIZE as u64, left: left as u64 }.into()
+}

@@ -1,0 +1,208 @@
+//! Writing layers: into a local file first, with bounded memory; then one PUT; then the file becomes the cache's local copy.
+//!
+//! The local file is not synced: the bucket is the truth, and a file that is lost before its PUT was never named by an index.
+
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use codec::layer::{Checksums, DeltaWriter, FinishedLayer, ImageWriter, Layout};
+use model::{BLOCK_SIZE, Key, LayerName, LayerObjectName, Lsn, PgTimestamp, TenantShardId, TimelineId};
+
+use crate::chunk_cache::ChunkCache;
+use crate::claim::Claim;
+use crate::layer_read::Layer;
+use crate::object_path::ObjectPath;
+use crate::ports::{Body, Bucket, BucketError, PutIf};
+
+/// Bytes collected before they are written to the file.
+const BUFFER: usize = 1 << 20;
+
+/// Writes and opens the layers of one timeline.
+pub struct LayerStore {
+    bucket: Arc<dyn Bucket>,
+    cache: Arc<ChunkCache>,
+    claim: Claim,
+    tenant_shard: TenantShardId,
+    timeline: TimelineId,
+}
+
+/// A layer that is in the bucket.
+pub struct WrittenLayer {
+    /// To read it.
+    pub layer: Layer,
+    /// What an index has to say of it.
+    pub finished: FinishedLayer,
+}
+
+/// Why a layer could not be written.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum WriteLayerError {
+    #[error("cannot write the local file of a layer")]
+    File(#[from] std::io::Error),
+    #[error(transparent)]
+    Format(#[from] codec::layer::WriteLayerError),
+    #[error("cannot store layer {name}")]
+    Bucket { name: LayerName, source: BucketError },
+    #[error("the task that wrote the layer ended")]
+    Ended,
+}
+
+/// A local file that grows by appending, whose first block is written last.
+struct LayerFile {
+    path: PathBuf,
+    file: File,
+    buffer: Vec<u8>,
+}
+
+impl LayerFile {
+    fn create(path: PathBuf) -> std::io::Result<LayerFile> {
+        let mut file = File::options().read(true).write(true).create_new(true).open(&path)?;
+        file.seek(SeekFrom::Start(BLOCK_SIZE as u64))?;
+        Ok(LayerFile { path, file, buffer: Vec::with_capacity(BUFFER + (BUFFER >> 2)) })
+    }
+
+    fn spill(&mut self, at_least: usize) -> std::io::Result<()> {
+        if self.buffer.len() >= at_least {
+            self.file.write_all(&self.buffer)?;
+            self.buffer.clear();
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, finished: &FinishedLayer) -> std::io::Result<()> {
+        self.spill(0)?;
+        self.file.seek(SeekFrom::Start(0))?;
+        self.file.write_all(&finished.block0[..])
+    }
+}
+
+impl Drop for LayerFile {
+    fn drop(&mut self) {
+        // Adopted files were renamed; what is left here has no use.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// A delta layer being written.
+pub struct DeltaFile {
+    writer: DeltaWriter,
+    file: LayerFile,
+}
+
+impl DeltaFile {
+    /// Adds a version, in order of key and LSN.
+    pub fn push(&mut self, key: Key, lsn: Lsn, will_init: bool, value: &[u8]) -> Result<(), WriteLayerError> {
+        self.writer.push(key, lsn, will_init, value, &mut self.file.buffer)?;
+        Ok(self.file.spill(BUFFER)?)
+    }
+}
+
+/// An image layer being written.
+pub struct ImageFile {
+    writer: ImageWriter,
+    file: LayerFile,
+}
+
+impl ImageFile {
+    /// Adds a value, in order of key.
+    pub fn push(&mut self, key: Key, value: &[u8]) -> Result<(), WriteLayerError> {
+        self.writer.push(key, value, &mut self.file.buffer)?;
+        Ok(self.file.spill(BUFFER)?)
+    }
+
+    /// Bytes of the file if it ended now.
+    pub fn size(&self) -> u64 {
+        self.writer.size()
+    }
+
+    /// Whether nothing was added.
+    pub fn is_empty(&self) -> bool {
+        self.writer.is_empty()
+    }
+}
+
+impl LayerStore {
+    /// For the layers of one timeline, written as the claim's owner.
+    pub fn new(
+        bucket: Arc<dyn Bucket>,
+        cache: Arc<ChunkCache>,
+        claim: Claim,
+        tenant_shard: TenantShardId,
+        timeline: TimelineId,
+    ) -> LayerStore {
+        LayerStore { bucket, cache, claim, tenant_shard, timeline }
+    }
+
+    /// A layer that an index names. `tenant_shard` is its writer's.
+    pub fn open(
+        &self,
+        tenant: TenantShardId,
+        object_name: LayerObjectName,
+        size: u64,
+        layout: Option<Layout>,
+        commit_times: Option<(PgTimestamp, PgTimestamp)>,
+    ) -> Layer {
+        let name = object_name.layer.clone();
+        let path = ObjectPath::Layer { tenant, timeline: self.timeline, name: object_name }.to_string();
+        Layer::new(name, self.cache.object(&path, size), self.claim.clone(), layout, commit_times)
+    }
+
+    /// Writes a delta layer. `fill` runs on a thread for blocking work.
+    pub async fn write_delta(
+        &self,
+        name: LayerName,
+        commit_times: Option<(PgTimestamp, PgTimestamp)>,
+        fill: impl FnOnce(&mut DeltaFile) -> Result<(), WriteLayerError> + Send + 'static,
+    ) -> Result<WrittenLayer, WriteLayerError> {
+        let path = self.cache.new_file_path();
+        let writer = DeltaWriter::new(self.tenant_shard.tenant, self.timeline, Checksums::PerBlock);
+        let work = tokio::task::spawn_blocking(move || {
+            let mut delta = DeltaFile { writer, file: LayerFile::create(path)? };
+            fill(&mut delta)?;
+            let DeltaFile { writer, mut file } = delta;
+            let finished = writer.finish(name, &mut file.buffer)?;
+            file.finish(&finished)?;
+            Ok::<_, WriteLayerError>((file, finished))
+        });
+        let (file, finished) = work.await.map_err(|_| WriteLayerError::Ended)??;
+        self.upload(&file, finished, commit_times).await
+    }
+
+    /// Begins an image layer.
+    pub fn begin_image(&self) -> Result<ImageFile, WriteLayerError> {
+        let writer = ImageWriter::new(self.tenant_shard.tenant, self.timeline, Checksums::PerBlock);
+        Ok(ImageFile { writer, file: LayerFile::create(self.cache.new_file_path())? })
+    }
+
+    /// Ends an image layer and stores it under this name.
+    pub async fn finish_image(
+        &self,
+        image: ImageFile,
+        name: LayerName,
+    ) -> Result<WrittenLayer, WriteLayerError> {
+        let ImageFile { writer, mut file } = image;
+        let finished = writer.finish(name, &mut file.buffer)?;
+        file.finish(&finished)?;
+        self.upload(&file, finished, None).await
+    }
+
+    async fn upload(
+        &self,
+        file: &LayerFile,
+        finished: FinishedLayer,
+        commit_times: Option<(PgTimestamp, PgTimestamp)>,
+    ) -> Result<WrittenLayer, WriteLayerError> {
+        let (name, layout) = (&finished.name, finished.layout);
+        let object_name = name.clone().in_generation(self.claim.generation());
+        let layer = self.open(self.tenant_shard, object_name, layout.file_size(), Some(layout), commit_times);
+        let body = Body::File { path: file.path.clone(), length: layout.file_size() };
+        // No key is ever put again with other bytes: the bucket's retry layer compares when it finds the object there already.
+        let stored = self.bucket.put(layer.object_path(), body, PutIf::Absent).await;
+        stored.map_err(|source| WriteLayerError::Bucket { name: name.clone(), source })?;
+        layer.adopt(&file.path)?;
+        Ok(WrittenLayer { layer, finished })
+    }
+}

@@ -1,0 +1,578 @@
+//! The tenants of a process: claims, open timelines, creating and deleting.
+//!
+//! Nothing is acknowledged before it is durable in the bucket and a listing of claims afterwards found no newer owner. A process that finds itself
+//! superseded says so through [`Tenants::superseded`]; its main function then ends it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use model::{Generation, Lsn, PgTimestamp, TenantId, TenantShardId, TimelineId};
+use serde::Serialize;
+use tokio::sync::{Mutex, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{error, info, warn};
+
+use crate::as_of::ReadError;
+use crate::budget::TailBudget;
+use crate::chunk_cache::ChunkCache;
+use crate::claim::{Claim, TakeClaimError, ValidateError};
+use crate::deletion;
+use crate::index_keeper::{IndexKeeper, IndexTrouble};
+use crate::index_store::{IndexStore, LoadIndexError, PutIndexError};
+use crate::ports::{Bucket, BucketError, ListRequest};
+use crate::timeline::{
+    OpenError, Timeline, TimelineInfo, TimelinePolicy, TimelineSurroundings, TimelineTasks, error_story, open,
+};
+use crate::wal_keeper::KeepWalError;
+
+/// All tenants that this process owns. Cheap to clone.
+#[derive(Clone)]
+pub struct Tenants {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    bucket: Arc<dyn Bucket>,
+    cache: Arc<ChunkCache>,
+    budget: Arc<TailBudget>,
+    policy: TimelinePolicy,
+    tenants: RwLock<HashMap<TenantId, Arc<Tenant>>>,
+    /// One creation or deletion of a tenant at a time.
+    changing: Mutex<()>,
+    superseded: watch::Sender<Option<String>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// One tenant shard that this process owns.
+pub struct Tenant {
+    shard: TenantShardId,
+    claim: Claim,
+    index_store: IndexStore,
+    timelines: RwLock<BTreeMap<TimelineId, Slot>>,
+    /// One creation or deletion of a timeline at a time.
+    changing: Mutex<()>,
+}
+
+/// What this process has of a timeline.
+#[derive(Clone)]
+enum Slot {
+    Open(Timeline),
+    /// Its base is being imported; nothing can be read yet.
+    Importing,
+    /// It could not be opened, or its tasks ended.
+    Broken(Arc<str>),
+}
+
+/// Why a timeline cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum NotFound {
+    #[error("tenant {0} is not here")]
+    Tenant(TenantId),
+    #[error("timeline {0} is not here")]
+    Timeline(TimelineId),
+    #[error("timeline {0} is being imported")]
+    Importing(TimelineId),
+    #[error("timeline {timeline} is broken: {reason}")]
+    Broken { timeline: TimelineId, reason: Arc<str> },
+}
+
+/// Why tenants could not be attached.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum AttachError {
+    #[error("cannot claim tenant {tenant}")]
+    Claim { tenant: TenantShardId, source: TakeClaimError },
+    #[error("cannot list the bucket")]
+    Bucket(#[from] BucketError),
+    #[error("cannot find the timelines of tenant {tenant}")]
+    Timelines { tenant: TenantShardId, source: BucketError },
+}
+
+/// Why a timeline was not created, branched or deleted.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum ChangeError {
+    #[error(transparent)]
+    NotFound(#[from] NotFound),
+    #[error("{0}")]
+    Refused(String),
+    #[error("tenant {0} exists already")]
+    TenantExists(TenantId),
+    #[error("timeline {0} exists already and differs from what is asked")]
+    Conflict(TimelineId),
+    #[error("timeline {0} was deleted; its name cannot be used again")]
+    Buried(TimelineId),
+    #[error("timeline {0} has branches: {1}")]
+    HasChildren(TimelineId, String),
+    #[error(transparent)]
+    Validate(#[from] ValidateError),
+    #[error("cannot claim the tenant")]
+    Claim(#[from] TakeClaimError),
+    #[error(transparent)]
+    Keep(#[from] KeepWalError),
+    #[error("cannot store the index")]
+    PutIndex(#[from] PutIndexError),
+    #[error(transparent)]
+    LoadIndex(#[from] LoadIndexError),
+    #[error(transparent)]
+    Index(#[from] IndexTrouble),
+    #[error("cannot open the timeline")]
+    Open(#[from] OpenError),
+    #[error("the bucket does not do what it must")]
+    Bucket(#[from] BucketError),
+    #[error("cannot read the timeline")]
+    Read(#[from] ReadError),
+}
+
+/// Where a branch begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BranchPoint {
+    /// At the newest record.
+    Tip,
+    /// At this LSN.
+    Lsn(Lsn),
+    /// Before the first commit after this time.
+    Time(PgTimestamp),
+}
+
+/// A tenant for lists.
+#[derive(Clone, Debug, Serialize)]
+pub struct TenantInfo {
+    /// Which shard of which tenant.
+    pub id: TenantShardId,
+    /// As which owner.
+    pub generation: Generation,
+    /// How many timelines are known.
+    pub timelines: usize,
+}
+
+/// A timeline for lists: open, or why not.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+pub enum TimelineState {
+    /// It can be read.
+    Active(Box<TimelineInfo>),
+    /// Its base is being imported.
+    Importing {
+        /// Which.
+        timeline: TimelineId,
+    },
+    /// It cannot.
+    Broken {
+        /// Which.
+        timeline: TimelineId,
+        /// Why.
+        reason: Arc<str>,
+    },
+}
+
+impl Tenants {
+    /// No tenants yet.
+    pub fn new(
+        bucket: Arc<dyn Bucket>,
+        cache: Arc<ChunkCache>,
+        budget: Arc<TailBudget>,
+        policy: TimelinePolicy,
+    ) -> Tenants {
+        Tenants {
+            inner: Arc::new(Inner {
+                bucket,
+                cache,
+                budget,
+                policy,
+                tenants: RwLock::default(),
+                changing: Mutex::default(),
+                superseded: watch::channel(None).0,
+                tasks: TaskTracker::new(),
+                stop: CancellationToken::new(),
+            }),
+        }
+    }
+
+    /// Turns to a text when this process was superseded: it must end then.
+    pub fn superseded(&self) -> watch::Receiver<Option<String>> {
+        self.inner.superseded.subscribe()
+    }
+
+    /// The object store.
+    pub fn bucket(&self) -> &Arc<dyn Bucket> {
+        &self.inner.bucket
+    }
+
+    /// Claims every tenant in the bucket and opens its timelines. Meant to be called once, at start.
+    pub async fn attach_all(&self) -> Result<(), AttachError> {
+        let mut after: Option<String> = None;
+        loop {
+            let request =
+                ListRequest { prefix: "tenants/", after: after.as_deref(), delimiter: true, limit: None };
+            let page = self.inner.bucket.list(request).await?;
+            for prefix in &page.prefixes {
+                let Some(shard) =
+                    prefix.strip_prefix("tenants/").and_then(|name| name.trim_end_matches('/').parse().ok())
+                else {
+                    warn!(%prefix, "not a tenant's prefix, left alone");
+                    continue;
+                };
+                match self.attach(shard).await {
+                    Ok(_) => {}
+                    Err(AttachError::Claim { source: TakeClaimError::Deleted(_), .. }) => {
+                        info!(tenant = %shard, "tenant was deleted, left alone");
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            match page.next {
+                Some(next) => after = Some(next),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Claims a tenant and opens its timelines, ancestors first.
+    pub async fn attach(&self, shard: TenantShardId) -> Result<Arc<Tenant>, AttachError> {
+        let claim = Claim::take(Arc::clone(&self.inner.bucket), shard)
+            .await
+            .map_err(|source| AttachError::Claim { tenant: shard, source })?;
+        info!(tenant = %shard, generation = %claim.generation(), "claimed");
+        self.watch_claim(&claim);
+        let tenant = Arc::new(Tenant {
+            shard,
+            index_store: IndexStore::new(&claim),
+            claim,
+            timelines: RwLock::default(),
+            changing: Mutex::default(),
+        });
+        self.open_timelines(&tenant)
+            .await
+            .map_err(|source| AttachError::Timelines { tenant: shard, source })?;
+        self.inner.tenants.write().expect("no holder panics").insert(shard.tenant, Arc::clone(&tenant));
+        Ok(tenant)
+    }
+
+    fn watch_claim(&self, claim: &Claim) {
+        let (token, superseded, stop) =
+            (claim.superseded().clone(), self.inner.superseded.clone(), self.inner.stop.clone());
+        let (tenant, generation) = (claim.tenant(), claim.generation());
+        self.inner.tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = token.cancelled() => {
+                    let story = format!("generation {generation} of tenant {tenant} was superseded by a newer owner");
+                    superseded.send_replace(Some(story));
+                }
+            }
+        });
+    }
+
+    async fn open_timelines(&self, tenant: &Arc<Tenant>) -> Result<(), BucketError> {
+        let mut waiting = Vec::new();
+        for timeline in tenant.index_store.timelines().await? {
+            match tenant.index_store.find(timeline).await {
+                Ok(Some(found)) => waiting
+                    .push((timeline, Arc::new(IndexKeeper::new(tenant.claim.clone(), timeline, found)))),
+                Ok(None) => {}
+                Err(error) => tenant.set(timeline, Slot::Broken(error_story(&error).into())),
+            }
+        }
+        // Ancestors first; what is left at the end has an ancestor that is not here.
+        while !waiting.is_empty() {
+            let before = waiting.len();
+            let mut later = Vec::new();
+            for (timeline, index) in waiting {
+                let ancestor = index.ancestor().await.map(|(ancestor, _)| ancestor);
+                match ancestor {
+                    Some(ancestor) if tenant.slot(ancestor).is_none() => later.push((timeline, index)),
+                    _ => self.open_found(tenant, timeline, index, ancestor).await,
+                }
+            }
+            if later.len() == before {
+                for (timeline, _) in later.drain(..) {
+                    tenant.set(timeline, Slot::Broken("its ancestor is not in the bucket".into()));
+                }
+            }
+            waiting = later;
+        }
+        Ok(())
+    }
+
+    async fn open_found(
+        &self,
+        tenant: &Arc<Tenant>,
+        timeline: TimelineId,
+        index: Arc<IndexKeeper>,
+        ancestor: Option<TimelineId>,
+    ) {
+        if index.import_in_progress().await {
+            // Nothing of an unfinished import can be read; whoever asked for it asks again, and what it left is collected then.
+            tenant.set(timeline, Slot::Importing);
+            return;
+        }
+        let opened = async {
+            let parent = ancestor
+                .map(|ancestor| tenant.timeline(ancestor))
+                .transpose()
+                .map_err(|error| error.to_string())?;
+            let surroundings = self.surroundings(tenant);
+            open(&surroundings, index, parent.as_ref()).await.map_err(|error| error_story(&error))
+        };
+        match opened.await {
+            Ok((opened, tasks)) => {
+                info!(%timeline, last = %opened.last_record_lsn(), "timeline is open");
+                self.watch_tasks(tenant, timeline, tasks);
+                tenant.set(timeline, Slot::Open(opened));
+            }
+            Err(reason) => {
+                error!(%timeline, %reason, "timeline cannot be opened");
+                tenant.set(timeline, Slot::Broken(reason.into()));
+            }
+        }
+    }
+
+    fn surroundings(&self, tenant: &Tenant) -> TimelineSurroundings {
+        TimelineSurroundings {
+            bucket: Arc::clone(&self.inner.bucket),
+            claim: tenant.claim.clone(),
+            cache: Arc::clone(&self.inner.cache),
+            budget: Arc::clone(&self.inner.budget),
+            policy: self.inner.policy,
+        }
+    }
+
+    /// Sees to it that the end of a timeline's tasks is noticed.
+    fn watch_tasks(&self, tenant: &Arc<Tenant>, timeline: TimelineId, mut tasks: TimelineTasks) {
+        let tenant = Arc::clone(tenant);
+        self.inner.tasks.spawn(async move {
+            while let Some(ended) = tasks.join_next().await {
+                let trouble = match ended {
+                    Ok((_, Ok(()))) => None,
+                    Ok((task, Err(error))) => Some(format!("{task}: {error}")),
+                    Err(panic) => Some(format!("a task of the timeline panicked: {panic}")),
+                };
+                if let Some(trouble) = trouble.filter(|_| !tenant.is_stopped(timeline)) {
+                    error!(%timeline, error = %trouble, "timeline stopped");
+                    if let Ok(open) = tenant.timeline(timeline) {
+                        open.stop();
+                    }
+                    tenant.set(timeline, Slot::Broken(trouble.into()));
+                }
+            }
+        });
+    }
+
+    /// A tenant that this process owns.
+    pub fn tenant(&self, tenant: TenantId) -> Result<Arc<Tenant>, NotFound> {
+        self.inner
+            .tenants
+            .read()
+            .expect("no holder panics")
+            .get(&tenant)
+            .cloned()
+            .ok_or(NotFound::Tenant(tenant))
+    }
+
+    /// A timeline that can be read.
+    pub fn timeline(&self, tenant: TenantId, timeline: TimelineId) -> Result<Timeline, NotFound> {
+        self.tenant(tenant)?.timeline(timeline)
+    }
+
+    /// All tenants.
+    pub fn list(&self) -> Vec<TenantInfo> {
+        let tenants = self.inner.tenants.read().expect("no holder panics");
+        let mut list: Vec<TenantInfo> = tenants.values().map(|tenant| tenant.info()).collect();
+        list.sort_by_key(|info| info.id);
+        list
+    }
+
+    /// Creates a tenant: claims it. Creating one that is here already changes nothing.
+    pub async fn create_tenant(&self, tenant: TenantId) -> Result<Arc<Tenant>, ChangeError> {
+        let _one = self.inner.changing.lock().await;
+        if let Ok(here) = self.tenant(tenant) {
+            here.claim.validate().await?;
+            return Ok(here);
+        }
+        self.attach(TenantShardId::unsharded(tenant)).await.map_err(|error| match error {
+            AttachError::Claim { source, .. } => ChangeError::Claim(source),
+            AttachError::Bucket(source) | AttachError::Timelines { source, .. } => {
+                ChangeError::Bucket(source)
+            }
+        })
+    }
+
+    /// Creates a branch: an index that names its ancestor and the branch point. Asking again for the same branch changes nothing.
+    pub async fn branch(
+        &self,
+        tenant: TenantId,
+        new: TimelineId,
+        ancestor: TimelineId,
+        point: BranchPoint,
+    ) -> Result<Timeline, ChangeError> {
+        let tenant = self.tenant(tenant)?;
+        let _one = tenant.changing.lock().await;
+        let parent = tenant.timeline(ancestor)?;
+        let lsn = branch_lsn(&parent, point).await?;
+        if let Ok(here) = tenant.timeline(new) {
+            let same = here
+                .facts()
+                .ancestor
+                .is_some_and(|(a, at)| a == ancestor && (at == lsn || point == BranchPoint::Tip));
+            tenant.claim.validate().await?;
+            return if same { Ok(here) } else { Err(ChangeError::Conflict(new)) };
+        }
+        self.refuse_taken(&tenant, new).await?;
+        // What the branch shares must be in the bucket before anything says that the branch exists.
+        if lsn > parent.disk_consistent_lsn() {
+            parent.keeper().flush_through(lsn).await?;
+        }
+        let index = Arc::new(IndexKeeper::new_branch(tenant.claim.clone(), new, &parent, lsn).await?);
+        tenant.claim.validate().await?;
+        let (opened, tasks) = open(&self.surroundings(&tenant), index, Some(&parent)).await?;
+        self.watch_tasks(&tenant, new, tasks);
+        tenant.set(new, Slot::Open(opened.clone()));
+        info!(timeline = %new, %ancestor, %lsn, "branched");
+        Ok(opened)
+    }
+
+    async fn refuse_taken(&self, tenant: &Tenant, new: TimelineId) -> Result<(), ChangeError> {
+        if deletion::is_buried(&**self.bucket(), tenant.shard, new).await? {
+            return Err(ChangeError::Buried(new));
+        }
+        match tenant.slot(new) {
+            None => Ok(()),
+            Some(_) => Err(ChangeError::Conflict(new)),
+        }
+    }
+
+    /// Deletes a timeline for good; refused while it has branches.
+    pub async fn delete_timeline(&self, tenant: TenantId, timeline: TimelineId) -> Result<(), ChangeError> {
+        let tenant = self.tenant(tenant)?;
+        let _one = tenant.changing.lock().await;
+        let Some(slot) = tenant.slot(timeline) else { return Err(NotFound::Timeline(timeline).into()) };
+        let children = tenant.children(timeline);
+        if !children.is_empty() {
+            return Err(ChangeError::HasChildren(
+                timeline,
+                children.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+            ));
+        }
+        deletion::bury(&tenant.claim, timeline).await?;
+        if let Slot::Open(open) = slot {
+            open.stop();
+        }
+        tenant.timelines.write().expect("no holder panics").remove(&timeline);
+        deletion::delete_timeline_data(&tenant.claim, timeline).await?;
+        info!(%timeline, "deleted");
+        Ok(())
+    }
+
+    /// Ends all timelines in order, storing what they hold, and waits for it at most so long.
+    pub async fn shut_down(&self, patience: Duration) -> bool {
+        self.inner.stop.cancel();
+        for tenant in self.inner.tenants.read().expect("no holder panics").values() {
+            for slot in tenant.timelines.read().expect("no holder panics").values() {
+                if let Slot::Open(timeline) = slot {
+                    timeline.stop();
+                }
+            }
+        }
+        self.inner.tasks.close();
+        tokio::time::timeout(patience, self.inner.tasks.wait()).await.is_ok()
+    }
+}
+
+async fn branch_lsn(parent: &Timeline, point: BranchPoint) -> Result<Lsn, ChangeError> {
+    let last = parent.last_record_lsn();
+    let lsn = match point {
+        BranchPoint::Tip => last,
+        BranchPoint::Lsn(lsn) => lsn.align_up(),
+        BranchPoint::Time(time) => match parent.lsn_at(time).await? {
+            crate::time::LsnAt::Present(lsn) | crate::time::LsnAt::Future(lsn) => lsn,
+            crate::time::LsnAt::Past(_) | crate::time::LsnAt::NoData(_) => {
+                return Err(ChangeError::Refused(
+                    "the time lies before the first commit of the timeline".into(),
+                ));
+            }
+        },
+    };
+    if lsn < parent.readable_from() {
+        return Err(ChangeError::Refused(format!(
+            "{lsn} is before {}, where the timeline becomes readable",
+            parent.readable_from()
+        )));
+    }
+    if lsn > last {
+        return Err(ChangeError::Refused(format!("{lsn} is beyond {last}, the end of the timeline")));
+    }
+    Ok(lsn)
+}
+
+impl Tenant {
+    /// Which shard of which tenant.
+    pub fn shard(&self) -> TenantShardId {
+        self.shard
+    }
+
+    /// Ownership of it.
+    pub fn claim(&self) -> &Claim {
+        &self.claim
+    }
+
+    fn slot(&self, timeline: TimelineId) -> Option<Slot> {
+        self.timelines.read().expect("no holder panics").get(&timeline).cloned()
+    }
+
+    fn set(&self, timeline: TimelineId, slot: Slot) {
+        self.timelines.write().expect("no holder panics").insert(timeline, slot);
+    }
+
+    fn is_stopped(&self, timeline: TimelineId) -> bool {
+        match self.slot(timeline) {
+            Some(Slot::Open(open)) => open.is_stopped(),
+            Some(_) => false,
+            None => true,
+        }
+    }
+
+    /// A timeline that can be read.
+    pub fn timeline(&self, timeline: TimelineId) -> Result<Timeline, NotFound> {
+        match self.slot(timeline) {
+            Some(Slot::Open(open)) => Ok(open),
+            Some(Slot::Importing) => Err(NotFound::Importing(timeline)),
+            Some(Slot::Broken(reason)) => Err(NotFound::Broken { timeline, reason }),
+            None => Err(NotFound::Timeline(timeline)),
+        }
+    }
+
+    /// The branches of a timeline.
+    pub fn children(&self, timeline: TimelineId) -> Vec<TimelineId> {
+        let timelines = self.timelines.read().expect("no holder panics");
+        let is_child = |slot: &Slot| matches!(slot, Slot::Open(open) if open.facts().ancestor.is_some_and(|(a, _)| a == timeline));
+        timelines.iter().filter(|(_, slot)| is_child(slot)).map(|(id, _)| *id).collect()
+    }
+
+    /// All timelines.
+    pub fn list(&self) -> Vec<TimelineState> {
+        let timelines = self.timelines.read().expect("no holder panics");
+        timelines
+            .iter()
+            .map(|(timeline, slot)| match slot {
+                Slot::Open(open) => TimelineState::Active(Box::new(open.info())),
+                Slot::Importing => TimelineState::Importing { timeline: *timeline },
+                Slot::Broken(reason) => {
+                    TimelineState::Broken { timeline: *timeline, reason: Arc::clone(reason) }
+                }
+            })
+            .collect()
+    }
+
+    fn info(&self) -> TenantInfo {
+        TenantInfo {
+            id: self.shard,
+            generation: self.claim.generation(),
+            timelines: self.timelines.read().expect("no holder panics").len(),
+        }
+    }
+}

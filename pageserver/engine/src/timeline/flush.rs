@@ -1,0 +1,97 @@
+//! Turns frozen tails into L0 layers: write, upload, name in the index, validate; then the WAL below is no longer needed.
+
+use std::sync::Arc;
+
+use model::{Key, LayerName, Lsn, LsnRange};
+use tokio::sync::mpsc;
+use tracing::info;
+
+use crate::claim::ValidateError;
+use crate::index_keeper::{IndexKeeper, add_layer};
+use crate::index_store::PutIndexError;
+use crate::layer_read::Layer;
+use crate::layer_write::{DeltaFile, LayerStore, WriteLayerError};
+use crate::tail::Tail;
+use crate::wal_keeper::{WalKeeper, delete_wal};
+
+/// A tail that no longer grows.
+pub(super) struct Frozen {
+    pub tail: Tail,
+    pub lsns: LsnRange,
+    /// End of its last record.
+    pub last: Lsn,
+    /// Start of its last record.
+    pub prev: Lsn,
+}
+
+/// The layer that a frozen tail has become; the index in the bucket names it.
+pub(super) struct Flushed {
+    pub layer: Arc<Layer>,
+    pub last: Lsn,
+}
+
+/// Why a tail did not become a layer.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum FlushError {
+    #[error("cannot write a layer")]
+    Write(#[from] WriteLayerError),
+    #[error("cannot store the index")]
+    Index(#[from] PutIndexError),
+    #[error(transparent)]
+    Validate(#[from] ValidateError),
+}
+
+/// Flushes tails one after the other, in their order.
+pub(super) struct Flusher {
+    pub layers: Arc<LayerStore>,
+    pub index: Arc<IndexKeeper>,
+    pub keeper: WalKeeper,
+    pub frozen: mpsc::UnboundedReceiver<Frozen>,
+    pub done: mpsc::UnboundedSender<Result<Flushed, FlushError>>,
+}
+
+impl Flusher {
+    /// Runs until the owner is gone or a tail cannot be flushed.
+    pub async fn run(mut self) {
+        while let Some(frozen) = self.frozen.recv().await {
+            let result = self.flush(frozen).await;
+            let failed = result.is_err();
+            if self.done.send(result).is_err() || failed {
+                return; // the owner hears of the failure, or is gone
+            }
+        }
+    }
+
+    async fn flush(&self, frozen: Frozen) -> Result<Flushed, FlushError> {
+        let name = LayerName::Delta { keys: Key::ALL, lsns: frozen.lsns.clone() };
+        let tail = frozen.tail.clone();
+        let commit_times = tail.commit_times();
+        let fill = move |file: &mut DeltaFile| {
+            tail.merged().all().try_for_each(|version| {
+                file.push(version.key, version.lsn, version.will_init, &version.value)
+            })
+        };
+        let written = self.layers.write_delta(name.clone(), commit_times, fill).await?;
+        let claim = self.index.claim();
+        self.index
+            .update(|part| {
+                add_layer(part, &written, claim.generation(), claim.tenant().shard, commit_times);
+                part.update_metadata(|metadata| {
+                    metadata.disk_consistent_lsn = frozen.last;
+                    metadata.prev_record_lsn = Some(frozen.prev);
+                });
+                if let Some(ours) = &mut part.palimpsest {
+                    ours.wal_objects.retain(|object| object.end > frozen.last);
+                }
+            })
+            .await?;
+        claim.validate().await?;
+        let covered = self.keeper.take_covered(frozen.last);
+        let timeline = self.index.timeline();
+        delete_wal(&**claim.bucket(), claim.tenant(), timeline, &covered).await;
+        let layer = Arc::new(written.layer);
+        info!(%timeline, layer = %name, bytes = layer.file_size(), wal_objects = covered.len(), "tail became a layer");
+        Ok(Flushed { layer, last: frozen.last })
+    }
+}

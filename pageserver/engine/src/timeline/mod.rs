@@ -1,0 +1,441 @@
+//! A timeline: one line of history, its readers and its one writer.
+//!
+//! [`Timeline`] is what the rest of the process holds: cheap to clone, reads through immutable snapshots, speaks to the owner through
+//! bounded channels. [`owner`] is the one task that changes anything; [`flush`] turns frozen tails into layers behind it; [`replay`] brings a
+//! timeline back from the bucket.
+
+pub mod flush;
+mod owner;
+mod replay;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use codec::wal::stream::WalError;
+use model::{
+    BLOCK_SIZE, Key, Lsn, PgMajor, PgTimestamp, RelTag, SlruKind, TenantShardId, TimelineId, Tli,
+    WalSegmentSize,
+};
+use serde::Serialize;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::as_of::ReadError;
+use crate::budget::TailBudget;
+use crate::index_keeper::IndexKeeper;
+use crate::ingest::IngestError;
+use crate::layer_read::Layer;
+use crate::read::{Snapshot, SnapshotAt};
+use crate::wal_keeper::{KeepWalError, WalKeeper, WalKeeping};
+
+pub use owner::OwnerError;
+pub(crate) use owner::error_story;
+pub use replay::{OpenError, TimelineSurroundings, TimelineTasks, open};
+
+/// How a timeline turns WAL into layers.
+#[derive(Clone, Copy, Debug)]
+pub struct TimelinePolicy {
+    /// The open tail is frozen when it holds so many bytes.
+    pub freeze_bytes: usize,
+    /// Frozen tails that may wait for their layers; beyond it the source has to wait.
+    pub max_frozen: usize,
+    /// What happens to raw WAL.
+    pub wal: WalKeeping,
+}
+
+impl Default for TimelinePolicy {
+    fn default() -> Self {
+        TimelinePolicy { freeze_bytes: 128 << 20, max_frozen: 2, wal: WalKeeping::default() }
+    }
+}
+
+/// What never changes in an open timeline.
+#[derive(Clone, Debug, Serialize)]
+pub struct TimelineFacts {
+    /// Its name.
+    pub timeline: TimelineId,
+    /// Whose it is.
+    pub tenant_shard: TenantShardId,
+    /// Whose record formats its WAL has.
+    pub pg: PgMajor,
+    /// Of the source's cluster.
+    pub system_identifier: u64,
+    /// Of the source's cluster.
+    pub wal_segment_size: WalSegmentSize,
+    /// Its first LSN: where its base was taken.
+    pub initdb_lsn: Lsn,
+    /// Reads below this are refused: a base backup is not consistent before its end.
+    pub readable_from: Lsn,
+    /// The timeline it branched from, and where.
+    pub ancestor: Option<(TimelineId, Lsn)>,
+}
+
+/// A timeline as it is now, for people and the HTTP API.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs, reason = "the names are those of the API")]
+pub struct TimelineInfo {
+    #[serde(flatten)]
+    pub facts: TimelineFacts,
+    pub last_record_lsn: Lsn,
+    pub prev_record_lsn: Lsn,
+    pub disk_consistent_lsn: Lsn,
+    pub remote_consistent_lsn: Lsn,
+    pub wal_received_lsn: Lsn,
+    pub wal_stored_lsn: Lsn,
+    pub wal_flushed_lsn: Lsn,
+    pub wal_objects: usize,
+    pub layers: usize,
+    pub remote_physical_size: u64,
+    pub tail_bytes: usize,
+    pub newest_commit: Option<PgTimestamp>,
+    /// Why ingest stopped, if it did.
+    pub error: Option<String>,
+}
+
+/// How far ingest is.
+#[derive(Clone, Debug, Default)]
+struct Progress {
+    last: Lsn,
+    prev: Lsn,
+    tli: u32,
+    newest_commit: Option<PgTimestamp>,
+    error: Option<Arc<str>>,
+}
+
+/// A timeline that is open in this process. Cheap to clone.
+#[derive(Clone)]
+pub struct Timeline {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    facts: TimelineFacts,
+    view: Arc<ArcSwap<Snapshot>>,
+    progress: watch::Sender<Progress>,
+    disk_consistent: watch::Sender<Lsn>,
+    wal: mpsc::Sender<ReceivedWal>,
+    requests: mpsc::Sender<Request>,
+    keeper: WalKeeper,
+    index: Arc<IndexKeeper>,
+    budget: Arc<TailBudget>,
+    stop: CancellationToken,
+}
+
+/// Bytes for the owner, already with the keeper.
+struct ReceivedWal {
+    at: Lsn,
+    tli: Tli,
+    bytes: Bytes,
+}
+
+/// What others ask of the owner.
+enum Request {
+    /// Freeze the open tail and answer when everything up to now is in layers that the index names.
+    Checkpoint(oneshot::Sender<Result<Lsn, String>>),
+}
+
+/// Why WAL was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum AppendError {
+    /// It could not be kept.
+    #[error(transparent)]
+    Keep(#[from] KeepWalError),
+    /// It could not be ingested.
+    #[error("ingest of the timeline has stopped: {0}")]
+    Ingest(Arc<str>),
+    /// The timeline is closing.
+    #[error("the timeline is shutting down")]
+    Stopped,
+}
+
+/// Why a wait for an LSN ended without it.
+#[derive(Debug, thiserror::Error)]
+pub enum WaitError {
+    /// It did not arrive in time.
+    #[error(
+        "timed out while waiting for WAL record at LSN {wanted} to arrive, last_record_lsn {last} disk consistent LSN={disk_consistent}"
+    )]
+    Timeout {
+        /// What was waited for.
+        wanted: Lsn,
+        /// How far ingest is.
+        last: Lsn,
+        /// How far layers are.
+        disk_consistent: Lsn,
+    },
+    /// Ingest has stopped; it will not arrive.
+    #[error("ingest of the timeline has stopped: {0}")]
+    Ingest(Arc<str>),
+    /// The timeline is closing.
+    #[error("the timeline is shutting down")]
+    Stopped,
+}
+
+impl Timeline {
+    /// What never changes.
+    pub fn facts(&self) -> &TimelineFacts {
+        &self.shared.facts
+    }
+
+    /// Its name.
+    pub fn id(&self) -> TimelineId {
+        self.shared.facts.timeline
+    }
+
+    /// End of the last readable record.
+    pub fn last_record_lsn(&self) -> Lsn {
+        self.shared.progress.borrow().last
+    }
+
+    /// End of the last readable record and the start of that record (invalid right after opening a fresh branch).
+    pub fn last_and_prev(&self) -> (Lsn, Lsn) {
+        let progress = self.shared.progress.borrow();
+        (progress.last, progress.prev)
+    }
+
+    /// Reads below this LSN are refused.
+    pub fn readable_from(&self) -> Lsn {
+        self.shared.facts.readable_from
+    }
+
+    /// Up to where everything is in layers that the index in the bucket names.
+    pub fn disk_consistent_lsn(&self) -> Lsn {
+        *self.shared.disk_consistent.borrow()
+    }
+
+    /// Up to where WAL may be reported to the source: in the bucket, and this owner was the newest afterwards.
+    pub fn flushed(&self) -> watch::Receiver<Lsn> {
+        self.shared.keeper.flushed()
+    }
+
+    /// Just past the last byte of WAL received: where a receiver goes on.
+    pub fn received(&self) -> Lsn {
+        self.shared.keeper.received()
+    }
+
+    /// The Postgres timeline of the newest record.
+    pub fn tli(&self) -> Tli {
+        Tli(self.shared.progress.borrow().tli)
+    }
+
+    /// The object store's view of this timeline.
+    pub fn index(&self) -> &Arc<IndexKeeper> {
+        &self.shared.index
+    }
+
+    pub(crate) fn view(&self) -> Arc<ArcSwap<Snapshot>> {
+        Arc::clone(&self.shared.view)
+    }
+
+    pub(crate) fn keeper(&self) -> &WalKeeper {
+        &self.shared.keeper
+    }
+
+    /// Tells the owner to finish; [`open`]'s tasks end soon after.
+    pub fn stop(&self) {
+        self.shared.stop.cancel();
+    }
+
+    /// Whether it is closing or closed.
+    pub fn is_stopped(&self) -> bool {
+        self.shared.stop.is_cancelled()
+    }
+
+    /// How it is.
+    pub fn info(&self) -> TimelineInfo {
+        let progress = self.shared.progress.borrow().clone();
+        let view = self.shared.view.load();
+        TimelineInfo {
+            facts: self.shared.facts.clone(),
+            last_record_lsn: progress.last,
+            prev_record_lsn: progress.prev,
+            disk_consistent_lsn: self.disk_consistent_lsn(),
+            remote_consistent_lsn: self.disk_consistent_lsn(),
+            wal_received_lsn: self.shared.keeper.received(),
+            wal_stored_lsn: *self.shared.keeper.stored().borrow(),
+            wal_flushed_lsn: *self.shared.keeper.flushed().borrow(),
+            wal_objects: self.shared.keeper.objects().len(),
+            layers: view.layers.len(),
+            remote_physical_size: view.layers.all().map(|layer| layer.file_size()).sum(),
+            tail_bytes: view.open.size() + view.frozen.iter().map(crate::tail::Tail::size).sum::<usize>(),
+            newest_commit: progress.newest_commit,
+            error: progress.error.map(|error| error.to_string()),
+        }
+    }
+
+    /// The layers of the timeline itself, for pictures and people.
+    pub fn layers(&self) -> Vec<Arc<Layer>> {
+        self.shared.view.load().layers.all().cloned().collect()
+    }
+
+    /// Takes WAL from a source. Waits while memory is full, which stops the reading of the source. Bytes received before are dropped.
+    pub async fn append_wal(&self, at: Lsn, tli: Tli, bytes: Bytes) -> Result<(), AppendError> {
+        // The place in the owner's queue comes first: after it, nothing can come between keeper and owner.
+        let place = self.shared.wal.reserve().await.map_err(|_| self.why_stopped())?;
+        self.shared.keeper.append(at, tli, &bytes).await?;
+        place.send(ReceivedWal { at, tli, bytes });
+        Ok(())
+    }
+
+    fn why_stopped(&self) -> AppendError {
+        self.shared.progress.borrow().error.clone().map_or(AppendError::Stopped, AppendError::Ingest)
+    }
+
+    /// Stores all received WAL now and lists claims; answers what may be reported to the source.
+    pub async fn seal_now(&self) -> Result<Lsn, KeepWalError> {
+        self.shared.keeper.seal_now().await
+    }
+
+    /// Freezes the tail and waits until all of it is in layers that the index names. Answers up to where.
+    pub async fn checkpoint(&self) -> Result<Lsn, AppendError> {
+        let (answer, answered) = oneshot::channel();
+        self.shared.requests.send(Request::Checkpoint(answer)).await.map_err(|_| self.why_stopped())?;
+        answered.await.map_err(|_| self.why_stopped())?.map_err(|error| AppendError::Ingest(error.into()))
+    }
+
+    /// Waits until the record that ends at `lsn` is readable.
+    pub async fn wait_for(&self, lsn: Lsn, timeout: Duration) -> Result<(), WaitError> {
+        let mut progress = self.shared.progress.subscribe();
+        if progress.borrow_and_update().last >= lsn {
+            return Ok(());
+        }
+        let arrived = async {
+            loop {
+                {
+                    let now = progress.borrow_and_update();
+                    if now.last >= lsn {
+                        return Ok(());
+                    }
+                    if let Some(error) = &now.error {
+                        return Err(WaitError::Ingest(Arc::clone(error)));
+                    }
+                }
+                tokio::select! {
+                    changed = progress.changed() => changed.map_err(|_| WaitError::Stopped)?,
+                    () = self.shared.stop.cancelled() => return Err(WaitError::Stopped),
+                }
+            }
+        };
+        tokio::time::timeout(timeout, arrived).await.unwrap_or_else(|_| {
+            Err(WaitError::Timeout {
+                wanted: lsn,
+                last: self.last_record_lsn(),
+                disk_consistent: self.disk_consistent_lsn(),
+            })
+        })
+    }
+
+    /// The timeline as of `lsn`, which must be readable.
+    pub fn at(&self, lsn: Lsn) -> SnapshotAt {
+        SnapshotAt { snapshot: self.shared.view.load_full(), lsn }
+    }
+
+    /// The size of a relation's fork in blocks; `None` when it does not exist.
+    pub async fn rel_size(&self, rel: RelTag, lsn: Lsn) -> Result<Option<u32>, ReadError> {
+        self.shared.view.load_full().rel_size(rel, lsn).await
+    }
+
+    /// One page as of an LSN. A block past the end is zeros; a relation that does not exist is an error, but for the forks that
+    /// Postgres may look for in vain (free space and visibility maps), which read as empty.
+    pub async fn page(&self, rel: RelTag, block: u32, lsn: Lsn) -> Result<Bytes, ReadError> {
+        let view = self.shared.view.load_full();
+        page_of(&view, rel, block, lsn).await
+    }
+
+    /// Several pages, each as of its own LSN, answered in order. All of one snapshot.
+    pub async fn get_pages(&self, requests: &[(RelTag, u32, Lsn)], out: &mut Vec<Result<Bytes, ReadError>>) {
+        let view = self.shared.view.load_full();
+        if let [(rel, block, lsn)] = requests {
+            out.push(page_of(&view, *rel, *block, *lsn).await);
+            return;
+        }
+        let reads = requests.iter().map(|(rel, block, lsn)| page_of(&view, *rel, *block, *lsn));
+        out.extend(futures::future::join_all(reads).await);
+    }
+
+    /// Bytes of a database's relations in the default tablespace, 8,192 a block.
+    pub async fn db_size(&self, db: u32, lsn: Lsn) -> Result<u64, ReadError> {
+        let view = self.shared.view.load_full();
+        let mut blocks = 0;
+        for (key, value) in
+            view.scan(Key::rel_directory_range(model::rel::DEFAULT_TABLESPACE, db), lsn).await?
+        {
+            let rel = match key.kind() {
+                Some(model::key::KeyKind::RelDirectoryEntry(rel)) if !value.is_empty() => rel,
+                _ => continue,
+            };
+            blocks += u64::from(view.rel_size(rel, lsn).await?.unwrap_or(0));
+        }
+        Ok(blocks * BLOCK_SIZE as u64)
+    }
+
+    /// The pages of an SLRU segment, back to back; `None` when there is no such segment.
+    pub async fn slru_segment(
+        &self,
+        kind: SlruKind,
+        segment: u32,
+        lsn: Lsn,
+    ) -> Result<Option<Bytes>, ReadError> {
+        let view = self.shared.view.load_full();
+        let key = Key::slru_size(kind, segment);
+        let Some(pages) = crate::read::decode_size(key, lsn, view.get(key, lsn).await?.as_deref())? else {
+            return Ok(None);
+        };
+        let mut out =
+            bytes::BytesMut::with_capacity(pages.min(model::SLRU_SEGMENT_PAGES) as usize * BLOCK_SIZE);
+        for page in 0..pages.min(model::SLRU_SEGMENT_PAGES) {
+            let key = Key::slru_page(kind, segment, page);
+            match view.get(key, lsn).await? {
+                // A commit-log page may carry the time of its last commit behind its 8,192 bytes.
+                Some(bytes) if bytes.len() >= BLOCK_SIZE => out.extend_from_slice(&bytes[..BLOCK_SIZE]),
+                Some(bytes) => {
+                    return Err(crate::read::malformed(key, lsn, format!("page of {} bytes", bytes.len())));
+                }
+                None => out.extend_from_slice(&codec::page::ZERO_PAGE),
+            }
+        }
+        Ok(Some(out.freeze()))
+    }
+
+    /// How much memory its tail may use, with all others'.
+    pub fn budget(&self) -> &Arc<TailBudget> {
+        &self.shared.budget
+    }
+}
+
+async fn page_of(view: &Snapshot, rel: RelTag, block: u32, lsn: Lsn) -> Result<Bytes, ReadError> {
+    match view.rel_size(rel, lsn).await? {
+        Some(size) if block < size => view.page(rel, block, lsn).await,
+        Some(_) => Ok(Bytes::from_static(&codec::page::ZERO_PAGE)),
+        None if matches!(rel.fork, model::Fork::Fsm | model::Fork::Vm) => {
+            Ok(Bytes::from_static(&codec::page::ZERO_PAGE))
+        }
+        None => Err(ReadError::MissingKey { key: Key::rel_size(rel), lsn }),
+    }
+}
+
+/// Why ingest stopped: its input cannot be believed, or the timeline cannot be read or stored.
+#[derive(Debug, thiserror::Error)]
+pub enum IngestStopped {
+    /// The WAL is damaged or does not fit.
+    #[error("WAL cannot be decoded")]
+    Wal(#[from] WalError),
+    /// A record cannot be ingested.
+    #[error("WAL record at {start} cannot be ingested")]
+    Record {
+        /// Where the record begins.
+        start: Lsn,
+        /// Why.
+        source: IngestError,
+    },
+    /// A record cannot be parsed.
+    #[error("WAL record at {start} cannot be parsed")]
+    Parse {
+        /// Where the record begins.
+        start: Lsn,
+        /// Why.
+        source: codec::wal::record::RecordError,
+    },
+}

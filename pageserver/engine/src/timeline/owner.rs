@@ -1,0 +1,306 @@
+//! The one task that changes a timeline: decodes WAL, ingests it, publishes snapshots, freezes the tail.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use codec::wal::record::Record;
+use codec::wal::stream::WalDecoder;
+use model::{Key, KeyRange, Lsn, RelTag, Tli};
+use tokio::sync::{mpsc, oneshot};
+use tracing::{error, info};
+
+use super::flush::{FlushError, Flushed, Frozen};
+use super::{IngestStopped, Progress, ReceivedWal, Request, Shared, TimelinePolicy};
+use crate::as_of::ReadError;
+use crate::changes::Changes;
+use crate::ingest::{Ingest, Latest, Outcome};
+use crate::read::{Ancestor, Snapshot};
+use crate::tail::Tail;
+
+/// Why an owner ended.
+#[derive(Debug, thiserror::Error)]
+pub enum OwnerError {
+    /// Frozen tails cannot become layers any more.
+    #[error("cannot store layers")]
+    Flush(#[from] FlushError),
+}
+
+/// Owns all that changes in a timeline, so that it needs no locks.
+pub(super) struct Owner {
+    pub shared: Arc<Shared>,
+    pub policy: TimelinePolicy,
+    pub decoder: WalDecoder,
+    pub ingest: Ingest,
+    pub ancestor: Option<Ancestor>,
+    pub state: State,
+    pub wal: mpsc::Receiver<ReceivedWal>,
+    pub requests: mpsc::Receiver<Request>,
+    pub to_flush: mpsc::UnboundedSender<Frozen>,
+    pub flushed: mpsc::UnboundedReceiver<Result<Flushed, FlushError>>,
+}
+
+/// What the owner keeps between records.
+pub(super) struct State {
+    pub last: Lsn,
+    pub prev: Lsn,
+    pub tli: Tli,
+    /// Just past what is in layers or frozen.
+    pub frozen_to: Lsn,
+    pub open: Tail,
+    pub frozen: Vec<Tail>,
+    pub pending: Changes,
+    pub scratch: Changes,
+    /// Who waits for layers up to where.
+    pub checkpoints: Vec<(Lsn, oneshot::Sender<Result<Lsn, String>>)>,
+    /// Ingest has stopped for good; reads go on.
+    pub failed: bool,
+}
+
+enum Event {
+    Wal(ReceivedWal),
+    Request(Request),
+    Flushed(Result<Flushed, FlushError>),
+    Stop,
+}
+
+/// The newest state, published or not.
+struct Newest<'a> {
+    snapshot: &'a Snapshot,
+    pending: &'a Changes,
+}
+
+impl Latest for Newest<'_> {
+    async fn get(&self, key: Key) -> Result<Option<Bytes>, ReadError> {
+        self.snapshot.get_over(self.pending, key).await
+    }
+
+    async fn scan(&self, keys: KeyRange) -> Result<Vec<(Key, Bytes)>, ReadError> {
+        self.snapshot.scan_over(Some(self.pending), keys, Lsn::MAX).await
+    }
+
+    async fn pages(&self, rel: RelTag, blocks: std::ops::Range<u32>) -> Result<Bytes, ReadError> {
+        self.snapshot.pages_over(self.pending, rel, blocks).await
+    }
+}
+
+impl Owner {
+    /// Runs until stopped or unable to store layers.
+    pub async fn run(mut self) -> Result<(), OwnerError> {
+        loop {
+            match self.next_event().await {
+                Event::Wal(received) => {
+                    if let Err(stopped) = self.take_wal(received.at, received.tli, &received.bytes).await {
+                        self.fail(&stopped);
+                    }
+                }
+                Event::Request(Request::Checkpoint(answer)) => self.checkpoint(answer),
+                Event::Flushed(flushed) => self.adopt(flushed?),
+                Event::Stop => return self.close().await,
+            }
+        }
+    }
+
+    /// The one place where the owner waits. WAL is left in its queue while there is no room for what it becomes.
+    async fn next_event(&mut self) -> Event {
+        let has_room = self.state.frozen.len() <= self.policy.max_frozen;
+        let budget = Arc::clone(&self.shared.budget);
+        let wal = async {
+            if self.state.frozen.is_empty() && budget.used() >= budget.limit() {
+                budget.room().await; // others hold it all; theirs shrink without us
+            } else if budget.used() >= budget.limit() || !has_room {
+                std::future::pending::<()>().await; // our own flush ends this wait, through its own event
+            }
+            self.wal.recv().await
+        };
+        tokio::select! {
+            biased;
+            () = self.shared.stop.cancelled() => Event::Stop,
+            Some(flushed) = self.flushed.recv() => Event::Flushed(flushed),
+            Some(request) = self.requests.recv() => Event::Request(request),
+            Some(received) = wal => Event::Wal(received),
+            else => Event::Stop,
+        }
+    }
+
+    /// Decodes and ingests bytes, then publishes what they made. What was decoded before an error is published, too.
+    pub async fn take_wal(&mut self, at: Lsn, tli: Tli, bytes: &[u8]) -> Result<(), IngestStopped> {
+        if self.state.failed {
+            return Ok(());
+        }
+        let known = self.decoder.fed_to().since(at).min(bytes.len() as u64);
+        let result = match self.decoder.feed(at.add(known), &bytes[known as usize..]) {
+            Ok(()) => self.ingest_decoded().await,
+            Err(error) => Err(error.into()),
+        };
+        self.state.tli = self.state.tli.max(tli);
+        self.publish();
+        if self.should_freeze() {
+            self.freeze();
+        }
+        result
+    }
+
+    async fn ingest_decoded(&mut self) -> Result<(), IngestStopped> {
+        let view = self.shared.view.load_full();
+        let Owner { decoder, ingest, state, shared, .. } = self;
+        let pg = shared.facts.pg;
+        while let Some(raw) = decoder.next()? {
+            let (start, end) = (raw.start, raw.end);
+            let record =
+                Record::parse(pg, raw.bytes).map_err(|source| IngestStopped::Parse { start, source })?;
+            let failed = |source| IngestStopped::Record { start, source };
+            let mut newest = Newest { snapshot: &view, pending: &state.pending };
+            let mut outcome = ingest
+                .record(&record, raw.bytes, start, end, &mut state.scratch, &newest)
+                .await
+                .map_err(failed)?;
+            while outcome == Outcome::Unfinished {
+                state.pending.append(&mut state.scratch);
+                newest = Newest { snapshot: &view, pending: &state.pending };
+                outcome = ingest.resume(&mut state.scratch, &newest).await.map_err(failed)?;
+            }
+            if state.scratch.commit_times.is_some() {
+                shared.keeper.commit_seen(end);
+            }
+            state.pending.append(&mut state.scratch);
+            state.last = end;
+            state.prev = start;
+        }
+        Ok(())
+    }
+
+    /// Makes what was ingested readable.
+    pub fn publish(&mut self) {
+        let state = &mut self.state;
+        let newest_commit = state.pending.commit_times.map(|(_, newest)| newest);
+        if !state.pending.is_empty() {
+            let before = state.open.size();
+            state.open = state.open.with(&mut state.pending);
+            self.shared.budget.take(state.open.size() - before);
+        }
+        state.pending.clear();
+        self.store_view(None);
+        let state = &self.state;
+        self.shared.progress.send_if_modified(|progress| {
+            let moved = progress.last != state.last;
+            progress.last = state.last;
+            progress.prev = state.prev;
+            progress.tli = state.tli.0;
+            progress.newest_commit = progress.newest_commit.max(newest_commit);
+            moved
+        });
+    }
+
+    fn store_view(&self, layers: Option<Arc<crate::layer_map::LayerMap<crate::layer_read::Layer>>>) {
+        let old = self.shared.view.load_full();
+        let view = Snapshot {
+            timeline: old.timeline,
+            pg: old.pg,
+            last: self.state.last,
+            open: self.state.open.clone(),
+            frozen: self.state.frozen.clone().into(),
+            layers: layers.unwrap_or_else(|| Arc::clone(&old.layers)),
+            ancestor: self.ancestor.clone(),
+        };
+        self.shared.view.store(Arc::new(view));
+    }
+
+    fn should_freeze(&self) -> bool {
+        let size = self.state.open.size();
+        let budget = &self.shared.budget;
+        size >= self.policy.freeze_bytes
+            || (budget.is_short()
+                && size >= budget.limit() / 8
+                && self.state.frozen.len() < self.policy.max_frozen)
+            || (budget.used() >= budget.limit() && self.state.frozen.is_empty() && size > 0)
+    }
+
+    /// Moves the open tail behind, to become a layer.
+    pub fn freeze(&mut self) {
+        let state = &mut self.state;
+        if state.open.is_empty() {
+            return;
+        }
+        let tail = std::mem::take(&mut state.open);
+        let lsns = state.frozen_to.add(1)..state.last.add(1);
+        info!(timeline = %self.shared.facts.timeline, from = %lsns.start, to = %state.last, bytes = tail.size(), "freezing the tail");
+        state.frozen_to = state.last;
+        state.frozen.push(tail.clone());
+        // The receiver only goes away with the flusher, whose last word comes through `flushed`.
+        let _ = self.to_flush.send(Frozen { tail, lsns, last: state.last, prev: state.prev });
+        self.store_view(None);
+    }
+
+    fn checkpoint(&mut self, answer: oneshot::Sender<Result<Lsn, String>>) {
+        self.freeze();
+        let done = *self.shared.disk_consistent.borrow();
+        if done >= self.state.frozen_to {
+            let _ = answer.send(Ok(done));
+        } else {
+            self.state.checkpoints.push((self.state.frozen_to, answer));
+        }
+    }
+
+    /// Replaces the oldest frozen tail by the layer it has become.
+    fn adopt(&mut self, flushed: Flushed) {
+        let tail = self.state.frozen.remove(0);
+        let layers = self.shared.view.load().layers.with([flushed.layer]);
+        self.store_view(Some(Arc::new(layers)));
+        self.shared.budget.give_back(tail.size());
+        self.shared.disk_consistent.send_replace(flushed.last);
+        let (done, waiting) = std::mem::take(&mut self.state.checkpoints)
+            .into_iter()
+            .partition(|(lsn, _)| *lsn <= flushed.last);
+        self.state.checkpoints = waiting;
+        for (_, answer) in done {
+            let _ = answer.send(Ok(flushed.last)); // who asked may have gone
+        }
+    }
+
+    /// Waits until another message's worth of WAL may be taken. For replay, which does not go through the queue.
+    pub async fn wait_for_room(&mut self) -> Result<(), OwnerError> {
+        while self.state.frozen.len() > self.policy.max_frozen
+            || (!self.state.frozen.is_empty() && self.shared.budget.used() >= self.shared.budget.limit())
+        {
+            match self.flushed.recv().await {
+                Some(flushed) => self.adopt(flushed?),
+                None => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Ingest cannot go on: says why to all who ask. What is readable stays readable.
+    pub fn fail(&mut self, stopped: &IngestStopped) {
+        let story = error_story(stopped);
+        error!(timeline = %self.shared.facts.timeline, error = %story, "ingest has stopped");
+        self.state.failed = true;
+        self.wal.close();
+        self.shared.progress.send_modify(|progress: &mut Progress| progress.error = Some(story.into()));
+    }
+
+    /// Writes out what is left; the keeper stores raw WAL on its own.
+    async fn close(mut self) -> Result<(), OwnerError> {
+        self.freeze();
+        drop(self.to_flush);
+        while let Some(flushed) = self.flushed.recv().await {
+            let flushed = flushed?;
+            self.shared.disk_consistent.send_replace(flushed.last);
+        }
+        let held = self.state.open.size() + self.state.frozen.iter().map(Tail::size).sum::<usize>();
+        self.shared.budget.give_back(held);
+        Ok(())
+    }
+}
+
+/// An error and its causes in one line.
+pub(crate) fn error_story(error: &dyn std::error::Error) -> String {
+    let mut story = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        story.push_str(": ");
+        story.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    story
+}

@@ -1,0 +1,272 @@
+//! Bringing a timeline back: from its index and the WAL objects above it, with nothing on the local disk.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use codec::wal::stream::WalDecoder;
+use codec::wal_object::{self, WalObjectError};
+use model::{Lsn, TenantShardId, TimelineId};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use super::flush::Flusher;
+use super::owner::{Owner, OwnerError, State};
+use super::{Progress, Shared, Timeline, TimelineFacts, TimelinePolicy};
+use crate::as_of::ReadError;
+use crate::budget::TailBudget;
+use crate::changes::Changes;
+use crate::chunk_cache::ChunkCache;
+use crate::claim::{Claim, ValidateError};
+use crate::index_keeper::{IndexKeeper, IndexTrouble};
+use crate::index_store::PutIndexError;
+use crate::ingest::{Ingest, IngestError, Latest};
+use crate::layer_map::LayerMap;
+use crate::layer_write::LayerStore;
+use crate::ports::{Bucket, BucketError};
+use crate::read::{Ancestor, Snapshot};
+use crate::tail::Tail;
+use crate::wal_keeper::{KeepWalError, StoredWal, WalKeeper, WalKeeperPlace, wal_path};
+use crate::wal_run::{WalRunError, contiguous_run, list_wal};
+
+/// How many received messages may wait for the owner: enough to keep it busy while the next one is read, little enough to stop the source soon.
+const WAL_QUEUE: usize = 8;
+/// Requests that may wait for the owner.
+const REQUEST_QUEUE: usize = 64;
+
+/// What timelines of one tenant shard share.
+#[derive(Clone)]
+pub struct TimelineSurroundings {
+    /// The object store.
+    pub bucket: Arc<dyn Bucket>,
+    /// Ownership.
+    pub claim: Claim,
+    /// Local copies.
+    pub cache: Arc<ChunkCache>,
+    /// Memory for tails.
+    pub budget: Arc<TailBudget>,
+    /// How to turn WAL into layers.
+    pub policy: TimelinePolicy,
+}
+
+/// Why a timeline could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum OpenError {
+    #[error("the index of the timeline does not make sense")]
+    Index(#[from] IndexTrouble),
+    #[error("cannot store the index")]
+    PutIndex(#[from] PutIndexError),
+    #[error(transparent)]
+    Validate(#[from] ValidateError),
+    #[error("cannot read the bucket")]
+    Bucket(#[from] BucketError),
+    #[error("the timeline's WAL in the bucket is not whole")]
+    Wal(#[from] WalRunError),
+    #[error("WAL object {path} is damaged")]
+    WalObject { path: String, source: WalObjectError },
+    #[error("cannot read what ingest needs")]
+    Ingest(#[from] IngestError),
+    #[error("cannot store layers during replay")]
+    Owner(#[from] OwnerError),
+    #[error(transparent)]
+    Keep(#[from] KeepWalError),
+}
+
+/// The tasks of an open timeline. Each ends when the timeline is stopped, or with the reason why it could not go on.
+pub type TimelineTasks = JoinSet<(&'static str, Result<(), String>)>;
+
+/// The state in a snapshot, before anything is pending.
+struct Stored<'a>(&'a Snapshot);
+
+impl Latest for Stored<'_> {
+    async fn get(&self, key: model::Key) -> Result<Option<bytes::Bytes>, ReadError> {
+        self.0.get(key, Lsn::MAX).await
+    }
+
+    async fn scan(&self, keys: model::KeyRange) -> Result<Vec<(model::Key, bytes::Bytes)>, ReadError> {
+        self.0.scan(keys, Lsn::MAX).await
+    }
+
+    async fn pages(
+        &self,
+        rel: model::RelTag,
+        blocks: std::ops::Range<u32>,
+    ) -> Result<bytes::Bytes, ReadError> {
+        self.0.pages(rel, blocks, Lsn::MAX).await
+    }
+}
+
+/// Opens a timeline whose index was found: writes this owner's own index (naming the WAL objects it inherits), replays WAL, starts the tasks.
+pub async fn open(
+    place: &TimelineSurroundings,
+    index: Arc<IndexKeeper>,
+    ancestor: Option<&Timeline>,
+) -> Result<(Timeline, TimelineTasks), OpenError> {
+    let found = index.facts().await?;
+    let facts = found.facts.clone();
+    let (tenant_shard, timeline) = (facts.tenant_shard, facts.timeline);
+    let layer_store = LayerStore::new(
+        Arc::clone(&place.bucket),
+        Arc::clone(&place.cache),
+        place.claim.clone(),
+        tenant_shard,
+        timeline,
+    );
+    let layers = LayerMap::new(found.layers(&layer_store)?.into_iter().map(Arc::new));
+    let all = list_wal(&*place.bucket, tenant_shard, timeline).await?;
+    let run = contiguous_run(&found.wal, all, found.disk_consistent_lsn)?;
+    index.inherit(&run).await?;
+    place.claim.validate().await?;
+
+    let ancestor =
+        ancestor.zip(facts.ancestor).map(|(parent, (_, lsn))| Ancestor { view: parent.view(), lsn });
+    let snapshot = Snapshot {
+        timeline,
+        pg: facts.pg,
+        last: found.disk_consistent_lsn,
+        open: Tail::default(),
+        frozen: Arc::from([]),
+        layers: Arc::new(layers),
+        ancestor: ancestor.clone(),
+    };
+    let ingest = Ingest::load(&Stored(&snapshot), facts.pg).await?;
+    let (decoder, wal_start) =
+        decoder_for(&facts, &found.wal, found.disk_consistent_lsn, found.prev_record_lsn);
+    let received = run.last().map_or(wal_start, |last| last.end);
+    let keeper = WalKeeper::new(received, run.clone(), place.policy.wal);
+
+    let (to_owner, wal) = mpsc::channel(WAL_QUEUE);
+    let (ask_owner, requests) = mpsc::channel(REQUEST_QUEUE);
+    // Not bounded by the channel but by the owner, which lets at most `max_frozen` + 1 tails wait.
+    let (to_flush, frozen) = mpsc::unbounded_channel();
+    let (flush_done, flushed) = mpsc::unbounded_channel();
+    let progress = Progress {
+        last: found.disk_consistent_lsn,
+        prev: found.prev_record_lsn.unwrap_or(Lsn::INVALID),
+        tli: found.tli.0,
+        newest_commit: None,
+        error: None,
+    };
+    let shared = Arc::new(Shared {
+        facts,
+        view: Arc::new(ArcSwap::from_pointee(snapshot)),
+        progress: watch::channel(progress.clone()).0,
+        disk_consistent: watch::channel(found.disk_consistent_lsn).0,
+        wal: to_owner,
+        requests: ask_owner,
+        keeper: keeper.clone(),
+        index: Arc::clone(&index),
+        budget: Arc::clone(&place.budget),
+        stop: CancellationToken::new(),
+    });
+    let flusher =
+        Flusher { layers: Arc::new(layer_store), index, keeper: keeper.clone(), frozen, done: flush_done };
+    let mut owner = Owner {
+        shared: Arc::clone(&shared),
+        policy: place.policy,
+        decoder,
+        ingest,
+        ancestor,
+        state: State {
+            last: progress.last,
+            prev: progress.prev,
+            tli: found.tli,
+            frozen_to: progress.last,
+            open: Tail::default(),
+            frozen: Vec::new(),
+            pending: Changes::default(),
+            scratch: Changes::default(),
+            checkpoints: Vec::new(),
+            failed: false,
+        },
+        wal,
+        requests,
+        to_flush,
+        flushed,
+    };
+    let mut tasks: TimelineTasks = JoinSet::new();
+    tasks.spawn(async move {
+        flusher.run().await;
+        ("flusher", Ok(()))
+    });
+    replay(place, tenant_shard, timeline, &mut owner, &run).await?;
+    let keeper_place = WalKeeperPlace {
+        bucket: Arc::clone(&place.bucket),
+        claim: place.claim.clone(),
+        tenant_shard,
+        timeline,
+        pg: shared.facts.pg,
+        system_identifier: shared.facts.system_identifier,
+    };
+    let stop = shared.stop.clone();
+    tasks.spawn(async move {
+        ("WAL keeper", keeper.run(keeper_place, stop).await.map_err(|error| error.to_string()))
+    });
+    tasks.spawn(
+        async move { ("owner", owner.run().await.map_err(|error| super::owner::error_story(&error))) },
+    );
+    Ok((Timeline { shared }, tasks))
+}
+
+/// The decoder that goes on where layers end, and the first byte of WAL that it needs. A branch without records of its own begins at the page of
+/// its branch point: the cluster restored there skips from the page's header to its first record.
+fn decoder_for(
+    facts: &TimelineFacts,
+    wal: &crate::wal_run::WalHistory,
+    at: Lsn,
+    prev: Option<Lsn>,
+) -> (WalDecoder, Lsn) {
+    let tli = wal.tli_at(at);
+    let fresh_branch = facts.ancestor.is_some_and(|(_, lsn)| lsn == at);
+    let (decoder, start) = if fresh_branch {
+        let page = at.page_start();
+        (WalDecoder::at_first_record_after(facts.pg, facts.wal_segment_size, tli, page), page)
+    } else {
+        let decoder = WalDecoder::new(facts.pg, facts.wal_segment_size, tli, at);
+        let decoder = match prev {
+            Some(prev) => decoder.expecting_prev(prev),
+            None => decoder,
+        };
+        (decoder, at)
+    };
+    (decoder.expecting_system_id(facts.system_identifier), start)
+}
+
+/// Feeds the WAL objects of the run to the owner. Bytes that two objects share must be equal.
+async fn replay(
+    place: &TimelineSurroundings,
+    tenant_shard: TenantShardId,
+    timeline: TimelineId,
+    owner: &mut Owner,
+    run: &[StoredWal],
+) -> Result<(), OpenError> {
+    let mut before: Option<(Lsn, Vec<u8>)> = None;
+    for object in run {
+        let path = wal_path(tenant_shard, timeline, object);
+        let bytes = place.bucket.get(&path, None).await?.bytes;
+        let decoded = tokio::task::spawn_blocking(move || wal_object::decode(&bytes))
+            .await
+            .map_err(|_| KeepWalError::Stopped)?;
+        let (header, raw) = decoded.map_err(|source| OpenError::WalObject { path: path.clone(), source })?;
+        if (header.start, header.end, header.tli) != (object.start, object.end, object.tli)
+            || header.system_id != owner.shared.facts.system_identifier
+        {
+            return Err(WalRunError::WrongObject { path }.into());
+        }
+        if let Some((start, older)) = &before {
+            crate::wal_run::check_overlap(*start, older, object.start, &raw)
+                .map_err(|at| WalRunError::Differ { path: path.clone(), at })?;
+        }
+        owner.wait_for_room().await?;
+        if let Err(stopped) = owner.take_wal(object.start, object.tli, &raw).await {
+            owner.fail(&stopped);
+        }
+        before = Some((object.start, raw));
+    }
+    if let (Some(first), Some(last)) = (run.first(), run.last()) {
+        info!(%timeline, from = %first.start, to = %last.end, objects = run.len(), readable_to = %owner.state.last, "replayed WAL from the bucket");
+    }
+    Ok(())
+}

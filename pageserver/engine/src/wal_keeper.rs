@@ -1,0 +1,430 @@
+//! Raw WAL on its way into the bucket, before anything is made of it.
+//!
+//! A source may forget WAL only when the bucket has it. The keeper collects received bytes, seals them into objects (by size, or some
+//! seconds after the first commit in them, or when asked), puts the objects in order, and says up to where WAL is safe:
+//!
+//! * *stored*: the contiguous end of objects whose put was answered;
+//! * *flushed*: what was stored before a listing of claims that found no newer owner. Only this may be reported to the source.
+//!
+//! Memory is bounded: [`WalKeeper::append`] waits while too much is unsealed or in flight, which stops the reading of the socket.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use codec::wal_object;
+use model::{Generation, Lsn, PgMajor, TenantShardId, TimelineId, Tli};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use crate::claim::Claim;
+use crate::object_path::ObjectPath;
+use crate::ports::{Body, Bucket, BucketError, PutIf};
+
+/// When WAL is sealed, stored and validated.
+#[derive(Clone, Copy, Debug)]
+pub struct WalKeeping {
+    /// An object is sealed when it holds so many bytes.
+    pub seal_bytes: usize,
+    /// … or so long after the first commit in it.
+    pub seal_age: Duration,
+    /// WAL without commits is sealed after so long, so that a source does not keep it forever.
+    pub idle_seal_age: Duration,
+    /// Received bytes that are not in the bucket yet; beyond it the source has to wait.
+    pub max_pending: usize,
+    /// Claims are listed at most this often unless somebody waits for the answer.
+    pub validate_every: Duration,
+}
+
+impl Default for WalKeeping {
+    fn default() -> Self {
+        WalKeeping {
+            seal_bytes: 8 << 20,
+            seal_age: Duration::from_secs(5),
+            idle_seal_age: Duration::from_secs(600),
+            max_pending: 64 << 20,
+            validate_every: Duration::from_secs(60),
+        }
+    }
+}
+
+/// A raw WAL object that is in the bucket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredWal {
+    /// Postgres timeline of its bytes.
+    pub tli: Tli,
+    /// First byte.
+    pub start: Lsn,
+    /// Just past the last byte.
+    pub end: Lsn,
+    /// Who put it.
+    pub generation: Generation,
+    /// Bytes of the object.
+    pub size: u64,
+}
+
+/// Why WAL could not be kept.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum KeepWalError {
+    /// A newer owner exists, or ownership cannot be shown.
+    #[error("this owner may not store WAL any more: {0}")]
+    Superseded(String),
+    /// The bucket refuses the object for good.
+    #[error("cannot store WAL: {0}")]
+    Rejected(String),
+    /// Bytes do not follow those received before.
+    #[error("WAL at {got} does not follow what was received before, which ended at {expected}")]
+    Gap {
+        /// Where the bytes should have begun.
+        expected: Lsn,
+        /// Where they begin.
+        got: Lsn,
+    },
+    /// The keeper was stopped.
+    #[error("the timeline is shutting down")]
+    Stopped,
+}
+
+/// Keeps the WAL of one timeline. Cheap to clone.
+#[derive(Clone)]
+pub struct WalKeeper {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// Wakes the storing task.
+    work: Notify,
+    /// Wakes those who wait for room.
+    room: Notify,
+    stored: watch::Sender<Lsn>,
+    flushed: watch::Sender<Lsn>,
+    failed: watch::Sender<Option<KeepWalError>>,
+    policy: WalKeeping,
+}
+
+struct State {
+    runs: VecDeque<Run>,
+    /// Just past the last byte received.
+    received: Lsn,
+    /// Received but not stored.
+    pending: usize,
+    first_pending: Option<Instant>,
+    first_commit: Option<Instant>,
+    /// Everything up to here is to be sealed now.
+    seal_through: Lsn,
+    /// Somebody waits for validation of what is stored up to here.
+    validate_through: Lsn,
+    objects: VecDeque<StoredWal>,
+}
+
+/// Consecutive received bytes of one Postgres timeline.
+struct Run {
+    tli: Tli,
+    start: Lsn,
+    bytes: Vec<u8>,
+}
+
+/// Where and as whom a keeper stores.
+pub struct WalKeeperPlace {
+    /// The object store.
+    pub bucket: Arc<dyn Bucket>,
+    /// Ownership.
+    pub claim: Claim,
+    /// Whose WAL.
+    pub tenant_shard: TenantShardId,
+    /// Which timeline's.
+    pub timeline: TimelineId,
+    /// Whose format the WAL has.
+    pub pg: PgMajor,
+    /// Of the source's cluster; every object carries it.
+    pub system_identifier: u64,
+}
+
+impl WalKeeper {
+    /// A keeper whose next byte is at `received`, with the objects that are in the bucket already. Run [`WalKeeper::run`] beside it.
+    pub fn new(received: Lsn, objects: Vec<StoredWal>, policy: WalKeeping) -> WalKeeper {
+        let state = State {
+            runs: VecDeque::new(),
+            received,
+            pending: 0,
+            first_pending: None,
+            first_commit: None,
+            seal_through: Lsn::INVALID,
+            validate_through: Lsn::INVALID,
+            objects: objects.into(),
+        };
+        let shared = Shared {
+            state: Mutex::new(state),
+            work: Notify::new(),
+            room: Notify::new(),
+            stored: watch::channel(received).0,
+            flushed: watch::channel(Lsn::INVALID).0,
+            failed: watch::channel(None).0,
+            policy,
+        };
+        WalKeeper { shared: Arc::new(shared) }
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.shared.state.lock().expect("no code that holds this lock panics")
+    }
+
+    /// Takes received bytes; waits while too much is pending. Bytes that were received before are dropped.
+    pub async fn append(&self, at: Lsn, tli: Tli, bytes: &[u8]) -> Result<(), KeepWalError> {
+        loop {
+            let room = self.shared.room.notified();
+            if let Some(error) = self.shared.failed.borrow().clone() {
+                return Err(error);
+            }
+            if self.state().pending < self.shared.policy.max_pending {
+                break;
+            }
+            room.await;
+        }
+        let must_seal = {
+            let mut state = self.state();
+            if at > state.received {
+                return Err(KeepWalError::Gap { expected: state.received, got: at });
+            }
+            let known = state.received.since(at).min(bytes.len() as u64);
+            let fresh = &bytes[known as usize..];
+            if fresh.is_empty() {
+                return Ok(());
+            }
+            let start = state.received;
+            match state.runs.back_mut() {
+                Some(run) if run.tli == tli => run.bytes.extend_from_slice(fresh),
+                _ => state.runs.push_back(Run { tli, start, bytes: fresh.to_vec() }),
+            }
+            state.received = start.add(fresh.len() as u64);
+            state.pending += fresh.len();
+            state.first_pending.get_or_insert_with(Instant::now);
+            state.pending >= self.shared.policy.seal_bytes
+        };
+        if must_seal {
+            self.shared.work.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Says that what was received up to `through` holds a commit: from now on its age counts.
+    pub fn commit_seen(&self, through: Lsn) {
+        let mut state = self.state();
+        if state.first_commit.is_none() && through > *self.shared.stored.borrow() && state.pending > 0 {
+            state.first_commit = Some(Instant::now());
+            drop(state);
+            self.shared.work.notify_one();
+        }
+    }
+
+    /// Seals all that was received, stores it, lists claims; answers up to where WAL is flushed then.
+    pub async fn seal_now(&self) -> Result<Lsn, KeepWalError> {
+        let through = self.received();
+        self.flush_through(through).await?;
+        Ok(*self.shared.flushed.borrow())
+    }
+
+    /// Waits until WAL up to `lsn` (which must have been received) is flushed, and makes that happen now.
+    pub async fn flush_through(&self, lsn: Lsn) -> Result<(), KeepWalError> {
+        let mut flushed = self.shared.flushed.subscribe();
+        let mut failed = self.shared.failed.subscribe();
+        {
+            let mut state = self.state();
+            let lsn = lsn.min(state.received);
+            state.seal_through = state.seal_through.max(lsn);
+            state.validate_through = state.validate_through.max(lsn);
+        }
+        self.shared.work.notify_one();
+        let wanted = lsn.min(self.received());
+        loop {
+            if *flushed.borrow_and_update() >= wanted {
+                return Ok(());
+            }
+            if let Some(error) = failed.borrow_and_update().clone() {
+                return Err(error);
+            }
+            tokio::select! {
+                changed = flushed.changed() => changed.map_err(|_| KeepWalError::Stopped)?,
+                changed = failed.changed() => changed.map_err(|_| KeepWalError::Stopped)?,
+            }
+        }
+    }
+
+    /// Just past the last byte received.
+    pub fn received(&self) -> Lsn {
+        self.state().received
+    }
+
+    /// Up to where WAL is in the bucket, validated or not.
+    pub fn stored(&self) -> watch::Receiver<Lsn> {
+        self.shared.stored.subscribe()
+    }
+
+    /// Up to where WAL is in the bucket and this owner was seen to be the newest afterwards: what may be reported.
+    pub fn flushed(&self) -> watch::Receiver<Lsn> {
+        self.shared.flushed.subscribe()
+    }
+
+    /// The objects in the bucket, oldest first.
+    pub fn objects(&self) -> Vec<StoredWal> {
+        self.state().objects.iter().cloned().collect()
+    }
+
+    /// Received bytes that are not in the bucket.
+    pub fn pending(&self) -> usize {
+        self.state().pending
+    }
+
+    /// Takes the objects that end at or below `lsn` off the list; the caller deletes them, after the index that covers them is validated.
+    #[must_use]
+    pub fn take_covered(&self, lsn: Lsn) -> Vec<StoredWal> {
+        let mut state = self.state();
+        let covered = state.objects.iter().take_while(|object| object.end <= lsn).count();
+        state.objects.drain(..covered).collect()
+    }
+
+    /// Stores until stopped or superseded. On an orderly stop, what was received is stored first.
+    pub async fn run(self, place: WalKeeperPlace, stop: CancellationToken) -> Result<(), KeepWalError> {
+        let result = self.store_until(&place, &stop).await;
+        let end = result.clone().err().unwrap_or(KeepWalError::Stopped);
+        self.shared.failed.send_replace(Some(end));
+        self.shared.room.notify_waiters();
+        result
+    }
+
+    async fn store_until(
+        &self,
+        place: &WalKeeperPlace,
+        stop: &CancellationToken,
+    ) -> Result<(), KeepWalError> {
+        let mut validated_at = Instant::now();
+        loop {
+            while let Some(run) = self.take_due(stop.is_cancelled()) {
+                self.store(place, run).await?;
+            }
+            let stored = *self.shared.stored.borrow();
+            let flushed = *self.shared.flushed.borrow();
+            let asked = { self.state().validate_through };
+            let due = asked > flushed && stored >= asked;
+            let unreported = stored > flushed && validated_at.elapsed() >= self.shared.policy.validate_every;
+            if due || unreported || (stop.is_cancelled() && stored > flushed) {
+                place.claim.validate().await.map_err(|error| KeepWalError::Superseded(error.to_string()))?;
+                validated_at = Instant::now();
+                self.shared.flushed.send_replace(stored);
+                continue;
+            }
+            if stop.is_cancelled() {
+                return Ok(());
+            }
+            let validate_at = (stored > flushed).then(|| validated_at + self.shared.policy.validate_every);
+            let wake_at = [self.seal_deadline(), validate_at].into_iter().flatten().min();
+            tokio::select! {
+                () = self.shared.work.notified() => {}
+                () = sleep_until(wake_at) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    }
+
+    fn seal_deadline(&self) -> Option<Instant> {
+        let state = self.state();
+        let by_commit = state.first_commit.map(|at| at + self.shared.policy.seal_age);
+        let idle = state.first_pending.map(|at| at + self.shared.policy.idle_seal_age);
+        [by_commit, idle].into_iter().flatten().min()
+    }
+
+    /// The next object's bytes, if it is time to seal one.
+    fn take_due(&self, stopping: bool) -> Option<Run> {
+        let deadline = self.seal_deadline();
+        let mut state = self.state();
+        let front = state.runs.front()?;
+        let due = stopping
+            || state.pending >= self.shared.policy.seal_bytes
+            || state.runs.len() > 1
+            || state.seal_through > front.start
+            || deadline.is_some_and(|at| at <= Instant::now());
+        if !due {
+            return None;
+        }
+        let mut run = state.runs.pop_front()?;
+        let limit = wal_object::MAX_RAW_SIZE.min(self.shared.policy.seal_bytes.max(1) * 2);
+        if run.bytes.len() > limit {
+            let rest = run.bytes.split_off(limit);
+            state.runs.push_front(Run { tli: run.tli, start: run.start.add(limit as u64), bytes: rest });
+        } else if state.runs.is_empty() {
+            state.first_commit = None;
+            state.first_pending = None;
+        }
+        Some(run)
+    }
+
+    async fn store(&self, place: &WalKeeperPlace, run: Run) -> Result<(), KeepWalError> {
+        let raw_len = run.bytes.len();
+        let (start, end) = (run.start, run.start.add(raw_len as u64));
+        let (pg, system_identifier, tli) = (place.pg, place.system_identifier, run.tli);
+        let encoded = tokio::task::spawn_blocking(move || {
+            wal_object::encode(pg, system_identifier, tli, start, &run.bytes)
+        })
+        .await
+        .map_err(|_| KeepWalError::Stopped)?;
+        let encoded = encoded.map_err(|error| KeepWalError::Rejected(error.to_string()))?;
+        let object =
+            StoredWal { tli, start, end, generation: place.claim.generation(), size: encoded.len() as u64 };
+        let path = wal_path(place.tenant_shard, place.timeline, &object);
+        place.bucket.put(&path, Body::Bytes(Bytes::from(encoded)), PutIf::Absent).await.map_err(|error| {
+            match error {
+                BucketError::Precondition(_) => KeepWalError::Superseded(error.to_string()),
+                other => KeepWalError::Rejected(other.to_string()),
+            }
+        })?;
+        debug!(%start, %end, size = object.size, "stored WAL");
+        {
+            let mut state = self.state();
+            state.objects.push_back(object);
+            state.pending -= raw_len;
+        }
+        self.shared.stored.send_replace(end);
+        self.shared.room.notify_waiters();
+        Ok(())
+    }
+}
+
+/// Sleeps until then, or forever.
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Where a WAL object lies.
+pub fn wal_path(tenant_shard: TenantShardId, timeline: TimelineId, object: &StoredWal) -> String {
+    ObjectPath::Wal {
+        tenant: tenant_shard,
+        timeline,
+        tli: object.tli,
+        start: object.start,
+        end: object.end,
+        generation: object.generation,
+    }
+    .to_string()
+}
+
+/// Deletes objects of the list; failures are left to the next owner's cleaning, which finds them covered.
+pub async fn delete_wal(
+    bucket: &dyn Bucket,
+    tenant_shard: TenantShardId,
+    timeline: TimelineId,
+    objects: &[StoredWal],
+) {
+    for some in objects.chunks(1000) {
+        let paths: Vec<String> = some.iter().map(|object| wal_path(tenant_shard, timeline, object)).collect();
+        if let Err(error) = bucket.delete(&paths).await {
+            info!(%error, count = paths.len(), "covered WAL objects remain for now");
+        }
+    }
+}
