@@ -121,8 +121,7 @@ async fn pass(
     mut faults: watch::Receiver<Fault>,
 ) {
     let mut buffer = vec![0; 16 * 1024];
-    loop {
-        let Ok(length @ 1..) = from.read(&mut buffer).await else { break };
+    while let Ok(length @ 1..) = from.read(&mut buffer).await {
         let fault = *faults.borrow_and_update();
         match fault {
             Fault::Stall => {

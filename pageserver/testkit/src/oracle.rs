@@ -31,10 +31,13 @@ pub enum Pages {
 impl Pages {
     async fn size(&mut self, tag: RelTag) -> Result<Option<u32>> {
         match self {
-            Pages::Served(client, lsn) => match client.exists(tag, *lsn).await? {
-                true => Ok(Some(client.nblocks(tag, *lsn).await?)),
-                false => Ok(None),
-            },
+            Pages::Served(client, lsn) => {
+                if client.exists(tag, *lsn).await? {
+                    Ok(Some(client.nblocks(tag, *lsn).await?))
+                } else {
+                    Ok(None)
+                }
+            }
             Pages::Files(data) => Ok(RelationFile::open(data, tag)?.map(|file| file.blocks())),
         }
     }

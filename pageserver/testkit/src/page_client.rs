@@ -47,7 +47,7 @@ impl Connection {
         Ok(self.stream.get_mut().write_all(&message).await?)
     }
 
-    /// The next message. An ErrorResponse is an `Err` with its text.
+    /// The next message. An `ErrorResponse` is an `Err` with its text.
     async fn message(&mut self) -> Result<(u8, Vec<u8>)> {
         let kind = self.stream.read_u8().await.context("the server closed the connection")?;
         let length = self.stream.read_u32().await? as usize;

@@ -126,7 +126,7 @@ mod tests {
         page[16..18].copy_from_slice(&8192_u16.to_le_bytes());
         page[18..20].copy_from_slice(&0x2004_u16.to_le_bytes());
         // One normal item of 40 bytes at 8152, its tuple header 24 bytes long.
-        page[24..28].copy_from_slice(&(8152_u32 | 1 << 15 | 40 << 17).to_le_bytes());
+        page[24..28].copy_from_slice(&(0x1FD8_u32 | 1 << 15 | 40 << 17).to_le_bytes());
         page[8152 + 22] = 24;
         page
     }

@@ -65,7 +65,7 @@ impl Pageserver {
                 bail!("the pageserver ended with {status} at start:\n{}", process.log_tail());
             }
             ensure!(
-                since.elapsed() < Duration::from_secs(60),
+                since.elapsed() < Duration::from_mins(1),
                 "no answer after a minute:\n{}",
                 process.log_tail()
             );
@@ -175,7 +175,7 @@ impl Pageserver {
             .header("host", self.http.address())
             .header("content-type", "application/json")
             .body(Full::new(bytes::Bytes::from(body)))?;
-        let answer = tokio::time::timeout(Duration::from_secs(120), sender.send_request(request)).await;
+        let answer = tokio::time::timeout(Duration::from_mins(2), sender.send_request(request)).await;
         let answer = answer.with_context(|| format!("no answer to {path}"))??;
         let status = answer.status().as_u16();
         let bytes = answer.into_body().collect().await?.to_bytes().to_vec();

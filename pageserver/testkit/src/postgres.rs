@@ -40,6 +40,7 @@ impl PostgresConfig {
 
     /// Adds a line to `postgresql.conf`.
     #[must_use]
+    #[allow(clippy::needless_pass_by_value, reason = "numbers and literals read best by value")]
     pub fn set(mut self, name: &str, value: impl ToString) -> Self {
         self.settings.push((name.to_owned(), value.to_string()));
         self
@@ -212,7 +213,7 @@ impl Postgres {
                         bail!("Postgres ended with {status} at start:\n{}", process.log_tail());
                     }
                     ensure!(
-                        since.elapsed() < Duration::from_secs(60),
+                        since.elapsed() < Duration::from_mins(1),
                         "Postgres accepts no connection after a minute: {error:#}\n{}",
                         process.log_tail()
                     );
@@ -248,7 +249,7 @@ impl Postgres {
                 Shutdown::Fast => Signal::INT,
                 Shutdown::Immediate => Signal::QUIT,
             });
-            process.wait(Duration::from_secs(120)).await?;
+            process.wait(Duration::from_mins(2)).await?;
         }
         self.process = None;
         Ok(since.elapsed())

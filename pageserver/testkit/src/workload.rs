@@ -168,6 +168,16 @@ impl<'a> Workload<'a> {
         Ok(())
     }
 
+    /// This many steps of the seed's choice.
+    pub async fn some_steps(&mut self, count: usize) -> Result<()> {
+        for _ in 0..count {
+            self.round += 1;
+            let step = STEPS[self.random.random_range(0..STEPS.len())];
+            self.step(step).await.with_context(|| format!("round {}, {step:?}", self.round))?;
+        }
+        Ok(())
+    }
+
     /// A round without the steps that need directories outside the cluster, for a server with a standby.
     pub async fn quiet_round(&mut self) -> Result<()> {
         self.round += 1;

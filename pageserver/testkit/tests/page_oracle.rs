@@ -132,7 +132,7 @@ async fn standby(major: u32) -> Result<()> {
             break;
         }
         ensure!(
-            since.elapsed() < Duration::from_secs(60),
+            since.elapsed() < Duration::from_mins(1),
             "the standby is at {at}, not {end}:\n{}",
             standby.log()
         );
@@ -191,7 +191,7 @@ async fn oracle(run: Run, seed: u64, rounds: usize, restores: usize) -> Result<(
     server.follow(tenant, timeline, &postgres.dsn()).await?;
     // The base backup is taken while all this goes on.
     work.round().await?;
-    server.wait_active(tenant, timeline, Duration::from_secs(120)).await?;
+    server.wait_active(tenant, timeline, Duration::from_mins(2)).await?;
     let followed = began.elapsed();
 
     let mut moments = Vec::new();
@@ -207,7 +207,7 @@ async fn oracle(run: Run, seed: u64, rounds: usize, restores: usize) -> Result<(
     );
 
     let end = shutdown_checkpoint(&postgres)?;
-    server.wait_for(tenant, timeline, end, Duration::from_secs(180)).await?;
+    server.wait_for(tenant, timeline, end, Duration::from_mins(3)).await?;
     let last = server.last_record_lsn(tenant, timeline).await?;
     let mut pages = Pages::Served(server.pages(tenant, timeline).await?, last);
     let tally = compare_relations(&postgres, &relations, &mut pages).await?;
