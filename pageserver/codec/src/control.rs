@@ -16,20 +16,17 @@
 
 use std::fmt;
 
-use model::{Lsn, PgMajor, Tli, WalSegmentSize};
+use model::{Lsn, PgMajor, RELATION_SEGMENT_BLOCKS, Tli, WalSegmentSize};
 
 use crate::bytes_in::{BytesIn, Truncated};
+use crate::checkpoint::CHECKPOINT_SIZE;
 
 /// Bytes of the file.
 pub const CONTROL_FILE_SIZE: usize = 8192;
-/// Bytes of the `CheckPoint` struct, in 14 to 18.
-pub const CHECKPOINT_SIZE: usize = 88;
 
 const CHECKPOINT_AT: usize = 40;
 const TAIL_AT: usize = 256;
 const FLOAT_FORMAT: f64 = 1_234_567.0;
-/// Blocks of a whole segment file of a relation: 1 GiB.
-pub const REL_SEGMENT_BLOCKS: u32 = 131_072;
 
 /// What `pg_control` says of the cluster (`DBState`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -206,7 +203,7 @@ impl ControlFile {
         for (what, at, expected) in [
             ("maximum alignment", 204, 8),
             ("block size", 216, 8192),
-            ("blocks per relation segment", 220, u64::from(REL_SEGMENT_BLOCKS)),
+            ("blocks per relation segment", 220, u64::from(RELATION_SEGMENT_BLOCKS)),
             ("WAL block size", 224, 8192),
         ] {
             let found = u64::from(fields.u32(at));
@@ -343,7 +340,7 @@ mod tests {
         put(204, &8u32.to_le_bytes());
         put(208, &FLOAT_FORMAT.to_le_bytes());
         put(216, &8192u32.to_le_bytes());
-        put(220, &REL_SEGMENT_BLOCKS.to_le_bytes());
+        put(220, &RELATION_SEGMENT_BLOCKS.to_le_bytes());
         put(224, &8192u32.to_le_bytes());
         put(228, &(1u32 << 20).to_le_bytes());
         put(252, &1u32.to_le_bytes());

@@ -18,6 +18,7 @@ pub mod manifest;
 pub mod page;
 pub mod pagestream;
 pub mod relmap;
+pub mod replorigin;
 pub mod shard;
 pub mod slru;
 pub mod tablespace_map;

@@ -3,7 +3,8 @@
 //! Reading order: [`ports`] (what the engine asks of the world), [`object_path`] (every object we write), [`bucket`], [`claim`] (who owns a tenant),
 //! [`index_store`] and [`index_keeper`] (what a timeline consists of), [`wal_keeper`] (WAL to the bucket first) and [`wal_run`] (which of it counts);
 //! [`ingest`] (which versions a record makes), [`changes`], [`tail`], [`layer_map`], [`chunk_cache`], [`layer_read`], [`layer_write`]; then
-//! [`read`], [`as_of`], [`time`], [`timeline`], and on top [`tenant`] and [`deletion`].
+//! [`read`], [`as_of`], [`time`], [`timeline`], and on top [`tenant`] and [`deletion`];
+//! how a timeline begins: [`import`]; what a cluster is restored from: [`fullbackup`].
 
 pub mod as_of;
 pub mod bucket;
@@ -12,6 +13,8 @@ pub mod changes;
 pub mod chunk_cache;
 pub mod claim;
 pub mod deletion;
+pub mod fullbackup;
+pub mod import;
 pub mod index_keeper;
 pub mod index_store;
 pub mod ingest;

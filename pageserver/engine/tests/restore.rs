@@ -1,0 +1,384 @@
+//! A real cluster is imported, written out again as of an LSN, and started by stock Postgres.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use codec::control::{ClusterState, ControlFile};
+use codec::history::TimelineHistory;
+use codec::manifest::ChecksumAlgorithm;
+use codec::page;
+use codec::tar_in::{TarEvent, TarIn, TarKind};
+use engine::as_of::{AsOf, ReadError};
+use engine::fullbackup::{self, FullBackupOptions, FullBackupReport, TarSink};
+use engine::import::directory::DataDirectory;
+use engine::import::{
+    ImportError, ImportOptions, ImportReport, Importer, LayerOut, LayerOutError, SourceKind,
+};
+use model::{Key, KeyRange, Lsn, PgMajor, RelTag};
+use testkit::{Postgres, PostgresConfig, Shutdown};
+
+/// Layers kept in a map. Refuses what a reader of layers could not cope with.
+#[derive(Default)]
+struct MapOut {
+    values: BTreeMap<Key, Bytes>,
+    ranges: Vec<KeyRange>,
+    open: Option<(KeyRange, Option<Key>)>,
+}
+
+fn broken(why: String) -> LayerOutError {
+    LayerOutError(why.into())
+}
+
+#[async_trait]
+impl LayerOut for MapOut {
+    async fn begin(&mut self, keys: KeyRange) -> Result<(), LayerOutError> {
+        if self.open.is_some() || keys.is_empty() {
+            return Err(broken(format!("layer {keys:?} begins at the wrong time or is empty")));
+        }
+        if let Some(other) = self.ranges.iter().find(|other| keys.start < other.end && other.start < keys.end)
+        {
+            return Err(broken(format!("layers {keys:?} and {other:?} overlap")));
+        }
+        self.open = Some((keys, None));
+        Ok(())
+    }
+
+    async fn put(&mut self, key: Key, value: &[u8]) -> Result<(), LayerOutError> {
+        let (keys, last) = self.open.as_mut().ok_or_else(|| broken("no layer is open".into()))?;
+        if !keys.contains(&key) || last.is_some_and(|last| last >= key) {
+            return Err(broken(format!("{key} after {last:?} in {keys:?}")));
+        }
+        *last = Some(key);
+        self.values.insert(key, Bytes::copy_from_slice(value));
+        Ok(())
+    }
+
+    async fn finish(&mut self) -> Result<(), LayerOutError> {
+        let (keys, last) = self.open.take().ok_or_else(|| broken("no layer is open".into()))?;
+        // All of the layer's last key is there: nothing was announced that did not come.
+        if last.map(Key::next) != Some(keys.end) {
+            return Err(broken(format!("layer {keys:?} ends after {last:?}")));
+        }
+        self.ranges.push(keys);
+        Ok(())
+    }
+}
+
+/// The map as of one LSN.
+struct MapView {
+    values: BTreeMap<Key, Bytes>,
+    lsn: Lsn,
+}
+
+#[async_trait]
+impl AsOf for MapView {
+    fn lsn(&self) -> Lsn {
+        self.lsn
+    }
+
+    async fn get(&self, key: Key) -> Result<Option<Bytes>, ReadError> {
+        Ok(self.values.get(&key).cloned())
+    }
+
+    async fn pages(&self, rel: RelTag, blocks: Range<u32>) -> Result<Bytes, ReadError> {
+        let mut out = BytesMut::new();
+        for block in blocks {
+            let key = Key::rel_block(rel, block);
+            let stored = self.values.get(&key).ok_or(ReadError::MissingKey { key, lsn: self.lsn })?;
+            let at = out.len();
+            out.extend_from_slice(stored);
+            // What redo leaves: no checksum that anyone could rely on.
+            if !page::is_new(stored[..].try_into().expect("a page")) {
+                out[at + 8..at + 10].fill(0xEE);
+            }
+        }
+        Ok(out.freeze())
+    }
+
+    async fn scan(&self, keys: KeyRange) -> Result<Vec<(Key, Bytes)>, ReadError> {
+        Ok(self.values.range(keys).map(|(key, value)| (*key, value.clone())).collect())
+    }
+}
+
+/// Unpacks the archive as it comes. The directory must exist.
+struct Unpack<'a> {
+    root: &'a Path,
+    tar: TarIn,
+    file: Option<std::fs::File>,
+}
+
+#[async_trait]
+impl TarSink for Unpack<'_> {
+    async fn send(&mut self, chunk: Bytes) -> io::Result<()> {
+        assert!(chunk.len() <= 256 << 10, "a chunk of {} bytes", chunk.len());
+        let mut input = &chunk[..];
+        while let Some(event) = self.tar.next(&mut input).map_err(io::Error::other)? {
+            match event {
+                TarEvent::Entry(entry) => {
+                    let path = self.root.join(&entry.path);
+                    match entry.kind {
+                        TarKind::Directory => std::fs::create_dir(path)?,
+                        TarKind::Symlink { target } => std::os::unix::fs::symlink(target, path)?,
+                        TarKind::File => self.file = Some(std::fs::File::create_new(path)?),
+                    }
+                }
+                TarEvent::Data(data) => {
+                    io::Write::write_all(self.file.as_mut().expect("a file is open"), data)?;
+                }
+                TarEvent::EntryEnd => self.file = None,
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn restore_into(root: &Path, view: &MapView, tli: model::Tli) -> Result<FullBackupReport> {
+    let mut options = FullBackupOptions::new(TimelineHistory::first(tli), [0xAB; 16]);
+    if view_major(view)? >= PgMajor::V17 {
+        options.settings = "summarize_wal = on\n".into();
+    }
+    let mut out = Unpack { root, tar: TarIn::new(), file: None };
+    let report = fullbackup::write(view, &options, &mut out).await?;
+    out.tar.finish(true)?;
+    Ok(report)
+}
+
+fn view_major(view: &MapView) -> Result<PgMajor> {
+    Ok(ControlFile::parse(view.values.get(&Key::CONTROL_FILE).context("no control file")?)?.pg)
+}
+
+async fn fill(postgres: &Postgres) -> Result<()> {
+    let space = postgres.make_dir("space")?;
+    postgres.sql(&format!("CREATE TABLESPACE space LOCATION '{}'", space.display())).await?;
+    postgres.sql("CREATE DATABASE other").await?;
+    postgres.sql_in("other", "CREATE TABLE t AS SELECT generate_series(1, 1000) AS i").await?;
+    postgres
+        .sql(
+            "CREATE TABLE big (i int PRIMARY KEY, t text, p point, a int[]);
+             INSERT INTO big SELECT i, repeat('x', 300) || i, point(i, -i), ARRAY[i, i % 10] FROM generate_series(1, 60000) i;
+             CREATE INDEX ON big USING hash (t); CREATE INDEX ON big USING gist (p); CREATE INDEX ON big USING gin (a);
+             CREATE INDEX ON big USING brin (i); CREATE INDEX ON big USING spgist (p);
+             DELETE FROM big WHERE i % 7 = 0; VACUUM big;
+             CREATE UNLOGGED TABLE volatile (i int PRIMARY KEY, t text);
+             INSERT INTO volatile SELECT i, 'gone' FROM generate_series(1, 1000) i;
+             CREATE TABLE empty ();
+             CREATE SEQUENCE s; SELECT nextval('s');
+             CREATE TABLE elsewhere (i int) TABLESPACE space;
+             INSERT INTO elsewhere SELECT generate_series(1, 5000);
+             CREATE TABLE locked (i int PRIMARY KEY); INSERT INTO locked VALUES (1);
+             BEGIN; SELECT * FROM locked FOR SHARE; SAVEPOINT x; SELECT * FROM locked FOR UPDATE; COMMIT;",
+        )
+        .await?;
+    postgres.sql("BEGIN; INSERT INTO elsewhere VALUES (-1); PREPARE TRANSACTION 'waiting'").await?;
+    Ok(())
+}
+
+const QUESTIONS: &[(&str, &str)] = &[
+    ("SELECT count(*), sum(i), min(length(t)) FROM big", "rows"),
+    ("SET enable_seqscan = off; SELECT count(*) FROM big WHERE a @> ARRAY[3]", "gin"),
+    ("SET enable_seqscan = off; SELECT count(*) FROM big WHERE p <@ box '(0,0),(500,-500)'", "gist"),
+    ("SELECT count(*) FROM elsewhere", "tablespace"),
+    ("SELECT gid FROM pg_prepared_xacts", "prepared"),
+    ("SELECT last_value FROM s", "sequence"),
+    ("SELECT count(*) FROM pg_class", "catalog"),
+];
+
+async fn answers(postgres: &Postgres) -> Result<Vec<Vec<Vec<Option<String>>>>> {
+    let mut answers = Vec::new();
+    for (question, what) in QUESTIONS {
+        answers.push(postgres.sql(question).await.with_context(|| (*what).to_owned())?);
+    }
+    answers.push(postgres.sql_in("other", "SELECT count(*), sum(i) FROM t").await?);
+    Ok(answers)
+}
+
+async fn import(
+    directory: &Path,
+    shape: impl FnOnce(&mut ImportOptions),
+) -> Result<(ImportReport, MapOut), ImportError> {
+    let mut source = DataDirectory::open(directory).await?;
+    shape(&mut source.options);
+    source.import(MapOut::default(), None).await
+}
+
+/// Starts what was restored and looks at it from all sides.
+async fn check_restored(
+    home: tempfile::TempDir,
+    major: u32,
+    expected: &[Vec<Vec<Option<String>>>],
+    report: &FullBackupReport,
+) -> Result<()> {
+    let data = home.path().join("data");
+    let control = ControlFile::parse(&std::fs::read(data.join("global/pg_control"))?)?;
+    ensure!(control.state == ClusterState::ShutDown && control.checkpoint_at == report.checkpoint);
+    let mut postgres = Postgres::start_existing(major, home, &[("log_min_messages", "debug1")]).await?;
+    ensure!(!postgres.log().contains("redo starts"), "it recovered:\n{}", postgres.log());
+    ensure!(!postgres.log().contains("not properly shut down"), "it recovered:\n{}", postgres.log());
+    assert_eq!(answers(&postgres).await?, expected);
+    assert_eq!(postgres.value("SELECT count(*) FROM volatile").await?, "0");
+    postgres.sql("INSERT INTO volatile SELECT i, 'new' FROM generate_series(1, 1000) i").await?;
+    assert_eq!(
+        postgres.value("SELECT timeline_id FROM pg_control_checkpoint()").await?,
+        report.tli.to_string()
+    );
+    assert_eq!(
+        postgres.value("SELECT redo_lsn::text FROM pg_control_checkpoint()").await?,
+        report.checkpoint.to_string()
+    );
+    // In-place tablespaces have no location outside; whatever it is, asking must not fail, as pg_dumpall asks.
+    let location = postgres
+        .value("SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 'space'")
+        .await?;
+    ensure!(!location.starts_with('/'), "{location}");
+    postgres.run_program("pg_dumpall", &["-f", "/dev/null", "-l", "postgres"]).await?;
+    for database in ["postgres", "other", "template1"] {
+        postgres.sql_in(database, "CREATE EXTENSION IF NOT EXISTS amcheck").await?;
+    }
+    postgres.run_program("pg_amcheck", &["--all", "--heapallindexed", "--parent-check"]).await?;
+    postgres.sql("COMMIT PREPARED 'waiting'").await?;
+    assert_eq!(postgres.value("SELECT count(*) FROM elsewhere").await?, "5001");
+    postgres.sql("INSERT INTO big SELECT -i, 'more' FROM generate_series(1, 20000) i; CHECKPOINT; SELECT pg_switch_wal(); CHECKPOINT").await?;
+    if major >= 17 {
+        // The summarizer gets past the WAL that we made up.
+        let summarized = || {
+            postgres.value("SELECT summarized_lsn > pending_lsn - 67108864 AND summarized_tli = 2 FROM pg_get_wal_summarizer_state()")
+        };
+        let since = std::time::Instant::now();
+        while postgres.value("SELECT count(*) FROM pg_available_wal_summaries() WHERE tli = 2").await? == "0"
+        {
+            ensure!(
+                since.elapsed().as_secs() < 20,
+                "no WAL summary of the new timeline:\n{}",
+                postgres.log()
+            );
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        ensure!(summarized().await? == "t", "{}", postgres.log());
+        ensure!(!postgres.log().contains("could not find a valid record"), "{}", postgres.log());
+    }
+    let mut location = postgres.data_dir().to_owned();
+    postgres.stop(Shutdown::Fast).await?;
+    if let Some(checksums) = postgres.installation().own_program("pg_checksums") {
+        let arguments = ["--check", "-D", location.to_str().context("UTF-8")?];
+        let output = postgres.run_program(checksums.to_str().context("UTF-8")?, &arguments).await?;
+        ensure!(output.contains("Bad checksums:  0"), "{output}");
+    }
+    postgres.start_again().await?;
+    assert_eq!(postgres.value("SELECT count(*) FROM volatile").await?, "1000");
+    // It can be followed again: its own base backup is a source.
+    location = postgres.base_backup("again").await?;
+    let (again, _) = import(&location, |_| ()).await?;
+    ensure!(again.unknown_count <= u64::from(major == 14), "{:?}", again.unknown);
+    assert_eq!(again.tli, report.tli);
+    Ok(())
+}
+
+async fn round_trip(config: PostgresConfig) -> Result<()> {
+    let major = config.major;
+    let mut postgres = Postgres::start(&config).await?;
+    fill(&postgres).await?;
+    let expected = answers(&postgres).await?;
+    let backup = postgres.base_backup("backup").await?;
+    let archives = postgres.home().join("archives");
+    let archives_text = archives.to_str().context("UTF-8")?.to_owned();
+    postgres
+        .run_program("pg_basebackup", &["-D", &archives_text, "-Ft", "-X", "none", "-c", "fast"])
+        .await
+        .ok();
+    postgres.stop(Shutdown::Fast).await?;
+
+    // A stopped cluster, with plenty of memory and with hardly any.
+    let (report, layers) = import(postgres.data_dir(), |_| ()).await?;
+    assert_eq!(report.unknown, Vec::<String>::new());
+    assert_eq!(report.base_lsn, report.checkpoint.redo);
+    ensure!(layers.ranges.len() < 16, "{} layers of a small cluster", layers.ranges.len());
+    let (tight, narrow) = import(postgres.data_dir(), |options| {
+        options.buffer_bytes = 1 << 20;
+        options.layer_bytes = 1 << 20;
+        options.big_file_bytes = 256 << 10;
+    })
+    .await?;
+    ensure!(narrow.ranges.len() > 30 && tight.layers == narrow.ranges.len() as u64);
+    ensure!(layers.values.keys().filter(|key| !narrow.values.contains_key(key)).count() == 0);
+    let view = MapView { values: narrow.values, lsn: report.base_lsn };
+    let home = home()?;
+    let restored = restore_into(&home.path().join("data"), &view, report.tli).await?;
+    check_restored(home, major, &expected, &restored).await.context("restored from the stopped cluster")?;
+
+    // A base backup of the idle cluster: consistent as it is, since nothing was written meanwhile.
+    let (report, layers) = import(&backup, |_| ()).await?;
+    ensure!(report.readable_from > report.base_lsn);
+    let at = Lsn(report.readable_from.0 + 3);
+    let view = MapView { values: layers.values, lsn: at };
+    let home = self::home()?;
+    let restored = restore_into(&home.path().join("data"), &view, report.tli).await?;
+    check_restored(home, major, &expected, &restored).await.context("restored from the base backup")?;
+
+    if archives.join("backup_manifest").exists() {
+        let again = import_archives(&archives, major).await?;
+        assert_eq!((again.tli, again.checkpoint.next_oid), (report.tli, report.checkpoint.next_oid));
+    }
+    Ok(())
+}
+
+fn home() -> Result<tempfile::TempDir> {
+    let home = tempfile::tempdir()?;
+    std::fs::create_dir(home.path().join("data"))?;
+    Ok(home)
+}
+
+/// As the replication protocol brings them: tablespaces, then base, then the manifest, in chunks.
+async fn import_archives(directory: &Path, major: u32) -> Result<ImportReport> {
+    let base = std::fs::read(directory.join("base.tar"))?;
+    let start =
+        base.windows(20).position(|window| window == b"START WAL LOCATION: ").context("no label")? + 20;
+    let text = std::str::from_utf8(&base[start..start + 30])?;
+    let lsn: Lsn = text.split(' ').next().context("no LSN")?.parse()?;
+    let mut options = ImportOptions::new(PgMajor::try_from(major)?, SourceKind::Backup, lsn);
+    options.manifest = Some(ChecksumAlgorithm::Crc32c);
+    options.buffer_bytes = 2 << 20;
+    let mut importer = Importer::new(options, MapOut::default());
+    let mut names: Vec<String> = std::fs::read_dir(directory)?
+        .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+        .collect::<Result<_>>()?;
+    names.retain(|name| name.ends_with(".tar"));
+    names.sort_by_key(|name| name == "base.tar");
+    for name in names {
+        importer.archive_begin(&name, (name != "base.tar").then_some("/somewhere")).await?;
+        for chunk in std::fs::read(directory.join(&name))?.chunks(100_001) {
+            importer.archive_data(chunk).await?;
+        }
+    }
+    importer.manifest_data(&std::fs::read(directory.join("backup_manifest"))?)?;
+    Ok(importer.end(None).await?.0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_of_14_comes_back_as_it_was() -> Result<()> {
+    round_trip(PostgresConfig::new(14)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_of_15_comes_back_as_it_was() -> Result<()> {
+    round_trip(PostgresConfig::new(15).wal_segment_mib(64)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_of_16_comes_back_as_it_was() -> Result<()> {
+    round_trip(PostgresConfig::new(16).set("track_commit_timestamp", "on").wal_segment_mib(1)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_of_17_comes_back_as_it_was() -> Result<()> {
+    round_trip(PostgresConfig::new(17).checksums(false)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_of_18_comes_back_as_it_was() -> Result<()> {
+    round_trip(PostgresConfig::new(18).set("wal_level", "logical")).await
+}
