@@ -26,10 +26,13 @@ impl FromStr for Server {
         let url = text.strip_prefix("postgres://").or(text.strip_prefix("postgresql://"));
         let rest = url.unwrap_or(text);
         let rest = rest.split(['/', '?']).next().unwrap_or(rest);
-        let (login, address) = rest.rsplit_once('@').map_or((None, rest), |(login, address)| (Some(login), address));
+        let (login, address) =
+            rest.rsplit_once('@').map_or((None, rest), |(login, address)| (Some(login), address));
         let (user, password) = match login.map(|login| login.split_once(':').unwrap_or((login, ""))) {
             None => ("pagectl".into(), None),
-            Some((user, password)) => (user.into(), Some(password.to_owned()).filter(|text| !text.is_empty())),
+            Some((user, password)) => {
+                (user.into(), Some(password.to_owned()).filter(|text| !text.is_empty()))
+            }
         };
         let has_port = address.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
         let address = match (has_port, url) {
@@ -49,8 +52,8 @@ pub struct CopyOut {
 impl CopyOut {
     /// Connects, sends the command, and waits for its stream to begin.
     pub fn start(server: &Server, command: &str) -> Result<CopyOut> {
-        let stream =
-            TcpStream::connect(&server.address).with_context(|| format!("cannot reach {}", server.address))?;
+        let stream = TcpStream::connect(&server.address)
+            .with_context(|| format!("cannot reach {}", server.address))?;
         stream.set_nodelay(true)?;
         // A silent server is told from a slow one by TCP; this only bounds a dead peer.
         stream.set_read_timeout(Some(Duration::from_secs(300)))?;

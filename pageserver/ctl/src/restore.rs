@@ -53,7 +53,11 @@ fn parse_mapping(text: &str) -> Result<(u32, PathBuf), String> {
     let oid = oid.parse().map_err(|_| format!("{oid:?} is not the oid of a tablespace"))?;
     let path = PathBuf::from(path);
     let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
-    if path.is_absolute() && plain { Ok((oid, path)) } else { Err(format!("{path:?} is not an absolute path")) }
+    if path.is_absolute() && plain {
+        Ok((oid, path))
+    } else {
+        Err(format!("{path:?} is not an absolute path"))
+    }
 }
 
 /// Runs it.
@@ -128,7 +132,9 @@ impl Placement {
 
     fn take(&mut self, event: TarEvent<'_>) -> Result<()> {
         match event {
-            TarEvent::Entry(entry) => self.entry(&entry).with_context(|| format!("cannot write {}", entry.path)),
+            TarEvent::Entry(entry) => {
+                self.entry(&entry).with_context(|| format!("cannot write {}", entry.path))
+            }
             TarEvent::Data(data) => {
                 Ok(self.file.as_mut().context("content of what is no file")?.write_all(data)?)
             }
@@ -216,8 +222,8 @@ fn prepare(directory: &Path) -> Result<()> {
     match fs::DirBuilder::new().mode(0o700).create(directory) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let mut entries =
-                fs::read_dir(directory).with_context(|| format!("cannot look into {}", directory.display()))?;
+            let mut entries = fs::read_dir(directory)
+                .with_context(|| format!("cannot look into {}", directory.display()))?;
             ensure!(entries.next().is_none(), "{} is not empty", directory.display());
             // Postgres refuses a data directory that others can write to.
             let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);

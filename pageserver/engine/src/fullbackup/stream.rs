@@ -186,8 +186,16 @@ pub async fn write(
     );
 
     let mtime = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let mut cluster =
-        Writer { view, out, pg: control.pg, checksums: control.has_checksums(), mtime, pending: BytesMut::new(), files: 0, bytes: 0 };
+    let mut cluster = Writer {
+        view,
+        out,
+        pg: control.pg,
+        checksums: control.has_checksums(),
+        mtime,
+        pending: BytesMut::new(),
+        files: 0,
+        bytes: 0,
+    };
     let databases = DbDirectory::decode(&required(view, Key::DB_DIRECTORY).await?)?.databases;
     let mut tablespaces = match view.get(Key::TABLESPACE_DIRECTORY).await? {
         Some(bytes) => Tablespaces::decode(&bytes)?.paths.into_keys().collect(),
