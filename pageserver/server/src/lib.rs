@@ -6,6 +6,8 @@
 //! Reading order: [`config`], [`serve`] (the process from start to end), [`supervisor`], [`workdir`], [`logging`], [`metrics`].
 
 pub mod config;
+pub mod histories;
+pub mod libpq;
 pub mod logging;
 pub mod metrics;
 pub mod serve;

@@ -1,0 +1,115 @@
+//! What the wire services ask of the engine. The engine implements it; so does an in-memory history, for tests and fuzzers.
+
+use std::error::Error;
+use std::future::Future;
+use std::time::Duration;
+
+use bytes::Bytes;
+use engine::as_of::ReadError;
+use model::{Lsn, RelTag, SlruKind, TenantId, TimelineId};
+use tokio::io::AsyncWrite;
+
+/// All timelines that are served.
+pub trait Histories: Clone + Send + Sync + 'static {
+    /// One of them.
+    type History: History;
+
+    /// Looks a timeline up.
+    fn history(&self, tenant: TenantId, timeline: TimelineId) -> Result<Self::History, HistoryNotFound>;
+}
+
+/// There is no such timeline here, or it cannot be read yet. The text says which.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct HistoryNotFound(pub String);
+
+/// One page to read: relation fork, block, as of when.
+pub type PageRequest = (RelTag, u32, Lsn);
+
+/// A timeline, as computes read it. Cheap to clone.
+pub trait History: Clone + Send + Sync + 'static {
+    /// 8,192 bytes.
+    type Page: AsRef<[u8]> + Send + Sync;
+
+    /// End of the newest record that can be read.
+    fn last_record_lsn(&self) -> Lsn;
+
+    /// Oldest LSN that can be read.
+    fn readable_from(&self) -> Lsn;
+
+    /// End of what is in layers in the bucket. For messages.
+    fn disk_consistent_lsn(&self) -> Lsn;
+
+    /// Where WAL comes from and how that goes. For messages.
+    fn source_status(&self) -> String;
+
+    /// Waits until `last_record_lsn` is at or past `lsn`.
+    fn wait_for(&self, lsn: Lsn, timeout: Duration) -> impl Future<Output = Result<(), WaitFailure>> + Send;
+
+    /// Reads pages; answers as many results as there are requests, in their order, appended to `out`. A block past the relation's end is
+    /// a missing key or zeros.
+    fn get_pages(
+        &self,
+        requests: &[PageRequest],
+        out: &mut Vec<Result<Self::Page, ReadError>>,
+    ) -> impl Future<Output = ()> + Send;
+
+    /// Size of a fork in blocks; `None` when it does not exist.
+    fn rel_size(&self, rel: RelTag, lsn: Lsn) -> impl Future<Output = Result<Option<u32>, ReadError>> + Send;
+
+    /// Bytes of a database's relations in the default tablespace; 0 for an unknown one.
+    fn db_size(&self, db: u32, lsn: Lsn) -> impl Future<Output = Result<u64, ReadError>> + Send;
+
+    /// Pages of an SLRU segment, back to back; `None` when it does not exist.
+    fn slru_segment(
+        &self,
+        kind: SlruKind,
+        segment: u32,
+        lsn: Lsn,
+    ) -> impl Future<Output = Result<Option<Bytes>, ReadError>> + Send;
+
+    /// Writes a tar of the cluster as of `lsn`. Ends the tar properly only when all of it was written.
+    fn backup(
+        &self,
+        kind: BackupKind,
+        lsn: Lsn,
+        out: &mut (impl AsyncWrite + Unpin + Send),
+    ) -> impl Future<Output = Result<(), BackupFailure>> + Send;
+}
+
+/// Which tar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackupKind {
+    /// A whole cluster that stock Postgres starts.
+    Full,
+    /// What a compute with remote pages starts from: everything but the relations' blocks.
+    Base {
+        /// Without replication slots, for a compute that replays.
+        replica: bool,
+    },
+}
+
+/// Why an LSN was not reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WaitFailure {
+    /// Its time is over.
+    #[error("timed out")]
+    TimedOut,
+    /// The timeline ends.
+    #[error("the timeline is shutting down")]
+    Stopping,
+}
+
+/// Why a backup was not written whole.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupFailure {
+    /// The receiver is gone.
+    #[error("cannot send the backup")]
+    Send(#[source] std::io::Error),
+    /// Reading the timeline failed.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// Anything else, such as an LSN between records or a kind that is not offered.
+    #[error(transparent)]
+    Failed(Box<dyn Error + Send + Sync>),
+}
