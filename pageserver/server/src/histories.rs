@@ -47,7 +47,7 @@ pub trait History: Clone + Send + Sync + 'static {
     fn wait_for(&self, lsn: Lsn, timeout: Duration) -> impl Future<Output = Result<(), WaitFailure>> + Send;
 
     /// Reads pages; answers as many results as there are requests, in their order, appended to `out`. A block past the relation's end is
-    /// a missing key or zeros.
+    /// zeros, and so is any of a free space or visibility map that does not exist.
     fn get_pages(
         &self,
         requests: &[PageRequest],
@@ -90,11 +90,14 @@ pub enum BackupKind {
 }
 
 /// Why an LSN was not reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WaitFailure {
     /// Its time is over.
     #[error("timed out")]
     TimedOut,
+    /// Ingest has stopped, so it will not be reached. Says why.
+    #[error("ingest has stopped: {0}")]
+    Broken(String),
     /// The timeline ends.
     #[error("the timeline is shutting down")]
     Stopping,

@@ -26,7 +26,9 @@ pub struct Connection<S> {
     /// Received and not yet consumed.
     pub input: BytesMut,
     /// Made and not yet sent.
-    pub output: BytesMut,
+    pub output: Vec<u8>,
+    /// How much of `output` was sent.
+    sent: usize,
     idle_timeout: Duration,
     stop: CancellationToken,
 }
@@ -54,7 +56,7 @@ pub enum ConnectionError {
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Takes a connection over.
     pub fn new(stream: S, idle_timeout: Duration, stop: CancellationToken) -> Self {
-        Connection { stream, input: BytesMut::new(), output: BytesMut::new(), idle_timeout, stop }
+        Connection { stream, input: BytesMut::new(), output: Vec::new(), sent: 0, idle_timeout, stop }
     }
 
     /// Receives what there is, or waits until there is something.
@@ -82,7 +84,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Thousands of silent connections should cost little: gives the buffers' memory back before waiting on.
     async fn fill_when_idle(&mut self, patience: Duration) -> Result<io::Result<usize>, ConnectionError> {
         if self.output.is_empty() && self.output.capacity() > IDLE_BUFFER {
-            self.output = BytesMut::new();
+            self.output = Vec::new();
         }
         if self.input.is_empty() {
             self.input = BytesMut::with_capacity(1 << 10);
@@ -119,15 +121,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
         tokio::select! {
             biased;
-            sent = self.stream.write_all_buf(&mut self.output) => Ok(sent?),
-            () = self.stop.cancelled() => Err(ConnectionError::Stopping),
+            sent = self.stream.write_all(&self.output[self.sent..]) => sent?,
+            () = self.stop.cancelled() => return Err(ConnectionError::Stopping),
         }
+        self.output.clear();
+        self.sent = 0;
+        Ok(())
     }
 
     /// Sends what was made, within a short time, also while stopping; then nothing more.
     pub async fn close(mut self) {
         let farewell = async {
-            let _ = self.stream.write_all_buf(&mut self.output).await;
+            let _ = self.stream.write_all(&self.output[self.sent..]).await;
             let _ = self.stream.shutdown().await;
         };
         let _ = tokio::time::timeout(Duration::from_secs(1), farewell).await;
@@ -151,14 +156,16 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> CopyOut<'a, S> {
     }
 
     fn poll_drain(&mut self, context: &mut Context<'_>, down_to: usize) -> Poll<io::Result<()>> {
-        let Connection { stream, output, .. } = &mut *self.connection;
-        while output.len() > down_to {
-            let sent = ready!(Pin::new(&mut *stream).poll_write(context, output))?;
-            if sent == 0 {
+        let Connection { stream, output, sent, .. } = &mut *self.connection;
+        while output.len() - *sent > down_to {
+            let now = ready!(Pin::new(&mut *stream).poll_write(context, &output[*sent..]))?;
+            if now == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            output.advance(sent);
+            *sent += now;
         }
+        output.drain(..*sent);
+        *sent = 0;
         Poll::Ready(Ok(()))
     }
 }

@@ -82,14 +82,12 @@ impl History for MadeUp {
         Err(WaitFailure::TimedOut)
     }
 
-    async fn get_pages(
-        &self,
-        requests: &[PageRequest],
-        out: &mut Vec<Result<Self::Page, ReadError>>,
-    ) {
+    async fn get_pages(&self, requests: &[PageRequest], out: &mut Vec<Result<Self::Page, ReadError>>) {
         out.extend(requests.iter().map(|(rel, block, lsn)| {
             if *rel == RELATION && *block < BLOCKS {
                 Ok(made_up_page(*block, *lsn))
+            } else if *rel == RELATION {
+                Ok([0; BLOCK_SIZE])
             } else {
                 Err(ReadError::MissingKey { key: Key::rel_block(*rel, *block), lsn: *lsn })
             }
@@ -170,4 +168,15 @@ pub fn into_pagestream(version: u8) -> Vec<u8> {
     bytes.extend((4 + query.len() as u32).to_be_bytes());
     bytes.extend(query.as_bytes());
     bytes
+}
+
+/// Runs of random bytes of random lengths, the same at every run.
+#[cfg(test)]
+pub(crate) fn any_bytes(count: usize) -> impl Iterator<Item = Vec<u8>> {
+    use rand::{RngExt as _, SeedableRng as _};
+    let mut random = rand::rngs::StdRng::seed_from_u64(7);
+    (0..count).map(move |_| {
+        let length = random.random_range(0..100);
+        (0..length).map(|_| random.random()).collect()
+    })
 }

@@ -8,7 +8,6 @@
 pub mod command;
 pub mod connection;
 pub mod garbage;
-pub mod messages;
 pub mod metrics;
 pub mod pagestream;
 pub mod service;

@@ -5,19 +5,20 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
+use codec::pagestream::{
+    Answer, EffectiveLsn, MAX_REQUEST, Query, Refusal, Request, RequestError, RequestHeader, Version,
+};
 use engine::as_of::ReadError;
 use model::{BLOCK_SIZE, Fork, Lsn, SlruKind, TenantId, TimelineId};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::connection::{Connection, ConnectionError, OUTPUT_HIGH};
-use super::messages::{self, Header, Question, Request, Version};
 use super::metrics::{LibpqMetrics, QueryKind};
 use super::wire;
-use crate::histories::{Histories, History, HistoryNotFound, PageRequest, WaitFailure};
+use crate::histories::{Histories, History, PageRequest, WaitFailure};
 
-/// A request is at most 42 bytes; what is longer is garbage.
-const LONGEST_REQUEST: usize = 256;
+/// Longest message of a client: its length counts itself.
+const LONGEST_MESSAGE: usize = MAX_REQUEST + 4;
 
 /// How a stream is served.
 #[derive(Clone, Copy, Debug)]
@@ -45,22 +46,21 @@ pub enum StreamEnd {
     Unexpected(u8),
     /// A request that cannot be decoded.
     #[error(transparent)]
-    Undecodable(#[from] messages::DecodeError),
+    Undecodable(#[from] RequestError),
 }
 
-/// Why one request gets an error for an answer; the stream goes on. The texts are what Neon's computes look for.
-#[derive(Debug, thiserror::Error)]
-enum RequestError {
-    #[error("Not found: {0}")]
-    NotFound(#[from] HistoryNotFound),
-    #[error("Bad request: {0}")]
-    Bad(String),
-    #[error("LSN timeout: {0}")]
-    Timeout(String),
-    #[error("Read error")]
-    Read(#[source] ReadError),
-    #[error("Read error")]
+/// Why one request gets an error for an answer; the stream goes on unless the error means that it cannot.
+enum Trouble {
+    Refusal(Refusal),
+    Read(ReadError),
+    /// What is asked for does not exist where it must.
     Absent(&'static str),
+}
+
+impl From<ReadError> for Trouble {
+    fn from(error: ReadError) -> Self {
+        Trouble::Read(error)
+    }
 }
 
 /// Serves a stream until the client ends it.
@@ -78,20 +78,20 @@ where
 {
     wire::copy_response(&mut connection.output, b'W');
     connection.flush().await?;
-    let mut stream = Stream::<H::History> {
+    let mut stream: Stream<'_, H::History> = Stream {
         version,
         history: None,
         settings,
         metrics,
-        headers: Vec::with_capacity(settings.max_batch),
+        requests: Vec::with_capacity(settings.max_batch),
         wanted: Vec::with_capacity(settings.max_batch),
         pages: Vec::with_capacity(settings.max_batch),
         last_record_lsn: Lsn::INVALID,
     };
     loop {
         let (body_length, request) =
-            match wire::frame(&connection.input, LONGEST_REQUEST).map_err(ConnectionError::from)? {
-                Some((b'd', body)) => (body.len(), messages::decode(version, body)?),
+            match wire::frame(&connection.input, LONGEST_MESSAGE).map_err(ConnectionError::from)? {
+                Some((b'd', body)) => (body.len(), Request::decode(version, body)),
                 Some((b'X', _)) => {
                     stream.answer_batch(&mut connection.output).await?;
                     return Ok(());
@@ -109,16 +109,35 @@ where
                 }
             };
         connection.consume(body_length);
-        if stream.history.is_none() {
-            match histories.history(tenant, timeline) {
-                Ok(history) => stream.history = Some(history),
-                Err(error) => {
-                    messages::error(&mut connection.output, version, &request.header, &error_text(&error.into()));
-                    continue;
+        match request {
+            Ok(request) => {
+                if stream.history.is_none() {
+                    match histories.history(tenant, timeline) {
+                        Ok(history) => stream.history = Some(history),
+                        Err(error) => {
+                            let refusal = Refusal::NotFound(error.to_string());
+                            stream.refuse(
+                                &mut connection.output,
+                                &request.header,
+                                Trouble::Refusal(refusal),
+                            )?;
+                            continue;
+                        }
+                    }
                 }
+                stream.take(connection, &request).await?;
+            }
+            Err(error @ RequestError::Field { header, .. }) => {
+                stream.answer_batch(&mut connection.output).await?;
+                wire::message(&mut connection.output, b'd', |out| {
+                    Answer::encode_error(version, &header, &error.to_string(), out);
+                });
+            }
+            Err(error) => {
+                stream.answer_batch(&mut connection.output).await?;
+                return Err(error.into());
             }
         }
-        stream.take(connection, &request).await?;
         if connection.output.len() >= OUTPUT_HIGH {
             connection.flush().await?;
         }
@@ -133,8 +152,8 @@ struct Stream<'a, H: History> {
     settings: StreamSettings,
     metrics: &'a LibpqMetrics,
     /// The batch: `GetPage` requests that are checked and wait to be answered together.
-    headers: Vec<Header>,
-    /// Parallel to `headers`.
+    requests: Vec<Request>,
+    /// Parallel to `requests`.
     wanted: Vec<PageRequest>,
     /// Room for their answers.
     pages: Vec<Result<H::Page, ReadError>>,
@@ -149,46 +168,39 @@ impl<H: History> Stream<'_, H> {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let history = self.history.clone().expect("looked up before the first request is taken");
-        if self.headers.is_empty() || request.header.not_modified_since > self.last_record_lsn {
+        if self.requests.is_empty() || request.header.not_modified_since > self.last_record_lsn {
             self.last_record_lsn = history.last_record_lsn();
         }
-        let lsn = match effective_lsn(&request.header, self.last_record_lsn, history.readable_from()) {
-            Effective::Now(lsn) => Ok(lsn),
-            Effective::Invalid(reason) => Err(RequestError::Bad(reason)),
-            Effective::After(lsn) => {
+        let lsn = match request.header.effective_lsn(self.last_record_lsn, history.readable_from()) {
+            Ok(EffectiveLsn::Now(lsn)) => Ok(lsn),
+            Ok(EffectiveLsn::WaitFor(lsn)) => {
                 // What came before must not wait too.
                 self.answer_batch(&mut connection.output).await?;
                 connection.flush().await?;
-                self.wait_for(connection, &history, lsn).await?.map(|()| lsn)
+                self.wait_for(connection, &history, lsn).await?.map(|()| lsn).map_err(Trouble::Refusal)
             }
+            Err(refusal) => Err(Trouble::Refusal(refusal)),
         };
-        let answer = match (lsn, request.question) {
-            (Ok(lsn), Question::GetPage { rel, block }) if rel.rel != 0 => {
-                self.headers.push(request.header);
-                self.wanted.push((rel, block, lsn));
-                if self.headers.len() >= self.settings.max_batch {
-                    self.answer_batch(&mut connection.output).await?;
-                }
-                return Ok(());
-            }
-            (Ok(lsn), question) => {
+        if let (Ok(lsn), Query::Page { rel, block }) = (&lsn, request.query)
+            && rel.rel != 0
+        {
+            self.requests.push(*request);
+            self.wanted.push((rel, block, *lsn));
+            if self.requests.len() >= self.settings.max_batch {
                 self.answer_batch(&mut connection.output).await?;
-                let kind = kind_of(question);
-                self.metrics.queries_started[kind as usize].inc();
-                let begun = Instant::now();
-                let answer = self.answer(&mut connection.output, &history, &request.header, question, lsn).await;
-                self.metrics.answered(kind, 1, begun.elapsed().as_secs_f64());
-                answer
             }
-            (Err(error), _) => {
-                self.answer_batch(&mut connection.output).await?;
-                Err(error)
-            }
-        };
-        match answer {
-            Ok(()) => Ok(()),
-            Err(error) => self.refuse(&mut connection.output, &request.header, error),
+            return Ok(());
         }
+        self.answer_batch(&mut connection.output).await?;
+        let kind = kind_of(&request.query);
+        self.metrics.queries_started[kind as usize].inc();
+        let begun = Instant::now();
+        let answered = match lsn {
+            Ok(lsn) => self.answer(&mut connection.output, &history, request, lsn).await,
+            Err(trouble) => Err(trouble),
+        };
+        self.metrics.answered(kind, 1, begun.elapsed().as_secs_f64());
+        answered.or_else(|trouble| self.refuse(&mut connection.output, &request.header, trouble))
     }
 
     /// Waits for WAL; an end of the connection or the server ends the wait.
@@ -197,7 +209,7 @@ impl<H: History> Stream<'_, H> {
         connection: &Connection<S>,
         history: &H,
         lsn: Lsn,
-    ) -> Result<Result<(), RequestError>, StreamEnd>
+    ) -> Result<Result<(), Refusal>, StreamEnd>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -212,38 +224,38 @@ impl<H: History> Stream<'_, H> {
         match waited {
             Ok(()) => Ok(Ok(())),
             Err(WaitFailure::Stopping) => Err(StreamEnd::Stopping),
-            Err(WaitFailure::TimedOut) => Ok(Err(RequestError::Timeout(timeout_text(history, lsn)))),
+            Err(failure) => Ok(Err(timed_out(history, lsn, &failure))),
         }
     }
 
     /// Answers the gathered `GetPage` requests.
-    async fn answer_batch(&mut self, output: &mut BytesMut) -> Result<(), StreamEnd> {
-        if self.headers.is_empty() {
+    async fn answer_batch(&mut self, output: &mut Vec<u8>) -> Result<(), StreamEnd> {
+        if self.requests.is_empty() {
             return Ok(());
         }
         let history = self.history.clone().expect("a batch has only checked requests");
         let begun = Instant::now();
-        self.metrics.queries_started[QueryKind::GetPage as usize].inc_by(self.headers.len() as u64);
-        self.metrics.batch_size.observe(self.headers.len() as f64);
+        self.metrics.queries_started[QueryKind::GetPage as usize].inc_by(self.requests.len() as u64);
+        self.metrics.batch_size.observe(self.requests.len() as f64);
         self.pages.clear();
         history.get_pages(&self.wanted, &mut self.pages).await;
         debug_assert_eq!(self.pages.len(), self.wanted.len(), "one answer to every request");
 
-        output.reserve(self.headers.len() * (BLOCK_SIZE + 64));
+        output.reserve(self.requests.len() * (BLOCK_SIZE + 64));
         let mut pages = std::mem::take(&mut self.pages);
-        for (index, page) in pages.drain(..).enumerate() {
-            let (header, (rel, block, lsn)) = (self.headers[index], self.wanted[index]);
+        for (request, page) in self.requests.iter().zip(pages.drain(..)) {
+            let page = page.as_ref().map(AsRef::as_ref).map(<&[u8; BLOCK_SIZE]>::try_from);
             match page {
-                Ok(page) => messages::page(output, self.version, &header, rel, block, page.as_ref()),
-                Err(error) => match absent_page(&history, error, rel, block, lsn).await {
-                    Ok(()) => messages::page(output, self.version, &header, rel, block, &[0; BLOCK_SIZE]),
-                    Err(error) => self.refuse(output, &header, error)?,
-                },
+                Ok(Ok(page)) => answer(output, self.version, request, &Answer::Page(page)),
+                Ok(Err(_length)) => {
+                    self.refuse(output, &request.header, Trouble::Absent("the page has not 8,192 bytes"))?;
+                }
+                Err(error) => self.refuse_read(output, &request.header, error)?,
             }
         }
         self.pages = pages;
-        self.metrics.answered(QueryKind::GetPage, self.headers.len(), begun.elapsed().as_secs_f64());
-        self.headers.clear();
+        self.metrics.answered(QueryKind::GetPage, self.requests.len(), begun.elapsed().as_secs_f64());
+        self.requests.clear();
         self.wanted.clear();
         Ok(())
     }
@@ -251,99 +263,94 @@ impl<H: History> Stream<'_, H> {
     /// Answers anything else.
     async fn answer(
         &self,
-        output: &mut BytesMut,
+        output: &mut Vec<u8>,
         history: &H,
-        header: &Header,
-        question: Question,
+        request: &Request,
         lsn: Lsn,
-    ) -> Result<(), RequestError> {
-        let version = self.version;
-        match question {
-            Question::GetPage { .. } => Err(RequestError::Absent("relation number 0")),
-            Question::Exists { rel } if rel.rel == 0 => Err(RequestError::Absent("relation number 0")),
-            Question::Exists { rel } => {
-                let exists = history.rel_size(rel, lsn).await.map_err(RequestError::Read)?.is_some();
-                messages::exists(output, version, header, rel, exists);
-                Ok(())
+    ) -> Result<(), Trouble> {
+        let pages;
+        let given = match request.query {
+            Query::Exists(rel) | Query::Size(rel) | Query::Page { rel, .. } if rel.rel == 0 => {
+                return Err(Trouble::Absent("relation number 0"));
             }
-            Question::Nblocks { rel } => {
-                let size = history.rel_size(rel, lsn).await.map_err(RequestError::Read)?;
-                let size = match size {
-                    Some(size) => size,
-                    None if matches!(rel.fork, Fork::Fsm | Fork::Vm) && rel.rel != 0 => 0,
-                    None => return Err(RequestError::Absent("the relation does not exist")),
-                };
-                messages::nblocks(output, version, header, rel, size);
-                Ok(())
+            Query::Page { .. } => unreachable!("pages of relations are answered in batches"),
+            Query::Exists(rel) => Answer::Exists(history.rel_size(rel, lsn).await?.is_some()),
+            Query::Size(rel) => match history.rel_size(rel, lsn).await? {
+                Some(size) => Answer::Size(size),
+                None if matches!(rel.fork, Fork::Fsm | Fork::Vm) => Answer::Size(0),
+                None => return Err(Trouble::Absent("the relation does not exist")),
+            },
+            Query::DbSize { db } => {
+                Answer::DbSize(i64::try_from(history.db_size(db, lsn).await?).unwrap_or(i64::MAX))
             }
-            Question::DbSize { db } => {
-                let size = history.db_size(db, lsn).await.map_err(RequestError::Read)?;
-                messages::db_size(output, version, header, db, size);
-                Ok(())
+            Query::SlruSegment { kind, segment } => {
+                let slru = SlruKind::from_number(kind).ok_or_else(|| {
+                    Trouble::Refusal(Refusal::BadRequest(format!("SLRU kind {kind} does not exist")))
+                })?;
+                pages = history
+                    .slru_segment(slru, segment, lsn)
+                    .await?
+                    .ok_or(Trouble::Absent("the SLRU segment does not exist"))?;
+                Answer::SlruSegment(&pages)
             }
-            Question::GetSlruSegment { kind, segment } => {
-                let slru = SlruKind::from_number(kind)
-                    .ok_or_else(|| RequestError::Bad(format!("SLRU kind {kind} does not exist")))?;
-                let pages = history.slru_segment(slru, segment, lsn).await.map_err(RequestError::Read)?;
-                let pages = pages.ok_or(RequestError::Absent("the SLRU segment does not exist"))?;
-                messages::slru_segment(output, version, header, kind, segment, &pages);
-                Ok(())
-            }
-        }
+        };
+        answer(output, self.version, request, &given);
+        Ok(())
     }
 
     /// Answers a request with its error, or ends the stream when that is what the error means.
-    fn refuse(&self, output: &mut BytesMut, header: &Header, error: RequestError) -> Result<(), StreamEnd> {
+    fn refuse(
+        &self,
+        output: &mut Vec<u8>,
+        header: &RequestHeader,
+        trouble: Trouble,
+    ) -> Result<(), StreamEnd> {
+        let refusal = match trouble {
+            Trouble::Read(error) => return self.refuse_read(output, header, &error),
+            Trouble::Absent(what) => {
+                tracing::debug!("a read failed: {what}");
+                Refusal::Read
+            }
+            Trouble::Refusal(refusal) => {
+                tracing::debug!("refused: {refusal}");
+                refusal
+            }
+        };
+        wire::message(output, b'd', |out| {
+            Answer::encode_error(self.version, header, &refusal.to_string(), out);
+        });
+        Ok(())
+    }
+
+    fn refuse_read(
+        &self,
+        output: &mut Vec<u8>,
+        header: &RequestHeader,
+        error: &ReadError,
+    ) -> Result<(), StreamEnd> {
         match error {
-            RequestError::Read(ReadError::Superseded) => Err(StreamEnd::Reconnect),
-            RequestError::Read(ReadError::Stopping) => Err(StreamEnd::Stopping),
+            ReadError::Superseded => Err(StreamEnd::Reconnect),
+            ReadError::Stopping => Err(StreamEnd::Stopping),
             error => {
-                messages::error(output, self.version, header, &error_text(&error));
-                Ok(())
+                // The client reads only that it failed; the log has the cause.
+                tracing::warn!("a read failed: {}", chain(error));
+                self.refuse(output, header, Trouble::Refusal(Refusal::Read))
             }
         }
     }
 }
 
-/// What the client reads, while the log gets the cause.
-fn error_text(error: &RequestError) -> String {
-    match error {
-        RequestError::Read(cause) => {
-            tracing::warn!("a read failed: {}", chain(cause));
-        }
-        RequestError::Absent(what) => tracing::debug!("a read failed: {what}"),
-        _ => tracing::debug!("{error}"),
-    }
-    error.to_string()
+fn answer(output: &mut Vec<u8>, version: Version, request: &Request, given: &Answer<'_>) {
+    wire::message(output, b'd', |out| given.encode(version, request, out));
 }
 
-/// Whether a page that has no value is a page of zeros: in a relation that exists, past its end.
-async fn absent_page<H: History>(
-    history: &H,
-    error: ReadError,
-    rel: model::RelTag,
-    block: u32,
-    lsn: Lsn,
-) -> Result<(), RequestError> {
-    if !matches!(error, ReadError::MissingKey { .. }) {
-        return Err(RequestError::Read(error));
-    }
-    match history.rel_size(rel, lsn).await {
-        Ok(Some(size)) if block >= size => Ok(()),
-        Ok(None) if matches!(rel.fork, Fork::Fsm | Fork::Vm) => Ok(()),
-        Ok(None) => Err(RequestError::Absent("the relation does not exist")),
-        Ok(Some(_)) => Err(RequestError::Read(error)),
-        Err(error) => Err(RequestError::Read(error)),
-    }
-}
-
-fn kind_of(question: Question) -> QueryKind {
-    match question {
-        Question::Exists { .. } => QueryKind::Exists,
-        Question::Nblocks { .. } => QueryKind::Nblocks,
-        Question::GetPage { .. } => QueryKind::GetPage,
-        Question::DbSize { .. } => QueryKind::DbSize,
-        Question::GetSlruSegment { .. } => QueryKind::GetSlruSegment,
+fn kind_of(query: &Query) -> QueryKind {
+    match query {
+        Query::Exists(_) => QueryKind::Exists,
+        Query::Size(_) => QueryKind::Nblocks,
+        Query::Page { .. } => QueryKind::GetPage,
+        Query::DbSize { .. } => QueryKind::DbSize,
+        Query::SlruSegment { .. } => QueryKind::GetSlruSegment,
     }
 }
 
@@ -359,74 +366,15 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
-/// What the client reads when WAL did not arrive in time.
-pub fn timeout_text<H: History>(history: &H, lsn: Lsn) -> String {
-    format!(
-        "Timed out while waiting for WAL record at LSN {lsn} to arrive, last_record_lsn {} disk consistent LSN={}, \
-         WalReceiver status: {}",
-        history.last_record_lsn(),
-        history.disk_consistent_lsn(),
-        history.source_status()
-    )
-}
-
-/// As of when a request is to be answered.
-#[derive(Debug, PartialEq, Eq)]
-enum Effective {
-    /// As of this LSN, which is there.
-    Now(Lsn),
-    /// As of this LSN, once it is there.
-    After(Lsn),
-    /// Never.
-    Invalid(String),
-}
-
-/// The pair of LSNs says: as of `request_lsn`, and nothing changed after `not_modified_since` up to there. So a request for the future is
-/// answered from what is there already, as long as that reaches `not_modified_since`.
-fn effective_lsn(header: &Header, last_record_lsn: Lsn, readable_from: Lsn) -> Effective {
-    let Header { request_lsn, not_modified_since, .. } = *header;
-    if request_lsn < not_modified_since {
-        return Effective::Invalid(format!(
-            "invalid request with request LSN {request_lsn} and not_modified_since {not_modified_since}"
-        ));
-    }
-    if !request_lsn.is_valid() {
-        return Effective::Invalid("invalid LSN(0) in request".into());
-    }
-    if request_lsn < readable_from {
-        return Effective::Invalid(format!(
-            "tried to request a page version that was garbage collected. requested at {request_lsn} gc cutoff \
-             {readable_from}"
-        ));
-    }
-    if not_modified_since > last_record_lsn {
-        return Effective::After(not_modified_since);
-    }
-    let lsn = request_lsn.min(last_record_lsn);
-    if lsn < readable_from { Effective::After(readable_from) } else { Effective::Now(lsn) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_lsn_of_a_request_is_chosen_by_its_pair() {
-        let (last, oldest) = (Lsn(1000), Lsn(100));
-        let at = |request_lsn, not_modified_since| {
-            let (request_lsn, not_modified_since) = (Lsn(request_lsn), Lsn(not_modified_since));
-            effective_lsn(&Header { id: 0, request_lsn, not_modified_since }, last, oldest)
-        };
-        assert_eq!(at(u64::MAX, 500), Effective::Now(last), "the newest there is");
-        assert_eq!(at(u64::MAX, 1001), Effective::After(Lsn(1001)), "waits only for the last change");
-        assert_eq!(at(5000, 1000), Effective::Now(last), "the future equals the present until it changes");
-        assert_eq!(at(700, 700), Effective::Now(Lsn(700)));
-        assert_eq!(at(100, 0), Effective::Now(oldest));
-        for (request_lsn, not_modified_since, text) in
-            [(5, 6, "invalid request with"), (0, 0, "invalid LSN(0)"), (99, 0, "garbage collected")]
-        {
-            let Effective::Invalid(reason) = at(request_lsn, not_modified_since) else { panic!("was accepted") };
-            assert!(reason.contains(text), "{reason}");
-        }
+/// What the client reads when WAL did not arrive.
+pub fn timed_out<H: History>(history: &H, wanted: Lsn, failure: &WaitFailure) -> Refusal {
+    Refusal::LsnTimeout {
+        wanted,
+        last_record: history.last_record_lsn(),
+        disk_consistent: history.disk_consistent_lsn(),
+        receiver: match failure {
+            WaitFailure::Broken(reason) => format!("ingest has stopped: {reason}"),
+            _ => history.source_status(),
+        },
     }
 }

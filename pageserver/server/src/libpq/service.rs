@@ -4,7 +4,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -75,7 +74,9 @@ impl<H: Histories> Service<H> {
     }
 
     async fn serve(&self, stream: TcpStream, stop: CancellationToken) {
-        if let Err(error) = stream.set_nodelay(true).and_then(|()| Ok(rustix::net::sockopt::set_socket_keepalive(&stream, true)?)) {
+        // A peer that vanished without a word is noticed by the kernel's probes, or by the idle timeout.
+        let options = stream.set_nodelay(true);
+        if let Err(error) = options.and_then(|()| socket2::SockRef::from(&stream).set_keepalive(true)) {
             tracing::debug!("cannot set socket options: {error}");
         }
         let connection = Connection::new(stream, self.idle_timeout, stop);
@@ -102,7 +103,7 @@ impl Drop for Counted<'_> {
 }
 
 async fn turn_away(mut stream: TcpStream) {
-    let mut output = BytesMut::new();
+    let mut output = Vec::new();
     wire::error_response(&mut output, "53300", "too many connections");
     let farewell = async {
         let _ = stream.write_all(&output).await;

@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use super::command::Command;
 use super::connection::{Connection, ConnectionError, CopyOut};
 use super::metrics::LibpqMetrics;
-use super::pagestream::{self, StreamEnd, StreamSettings, chain, timeout_text};
+use super::pagestream::{self, StreamEnd, StreamSettings, chain, timed_out};
 use super::startup::{self, Opening, StartupError};
 use super::wire::{self, HEAD};
 use crate::histories::{BackupFailure, BackupKind, Histories, History, WaitFailure};
@@ -61,9 +61,8 @@ impl SessionEnd {
                 ("57P01", "shutdown".into())
             }
             SessionEnd::Stream(StreamEnd::Reconnect) => ("08006", "reconnect".into()),
-            SessionEnd::Stream(StreamEnd::Connection(_)) | SessionEnd::Connection(ConnectionError::Idle(_)) => {
-                ("08006", self.to_string())
-            }
+            SessionEnd::Stream(StreamEnd::Connection(_))
+            | SessionEnd::Connection(ConnectionError::Idle(_)) => ("08006", self.to_string()),
             _ => ("08P01", self.to_string()),
         };
         Some(farewell)
@@ -257,7 +256,7 @@ where
             }
         };
         let (label, tenant) = match &command {
-            Command::PageStream { version: super::messages::Version::V2, tenant, .. } => {
+            Command::PageStream { version: codec::pagestream::Version::V2, tenant, .. } => {
                 ("pagestream_v2", Some(*tenant))
             }
             Command::PageStream { tenant, .. } => ("pagestream_v3", Some(*tenant)),
@@ -359,7 +358,9 @@ where
         };
         match waited {
             Ok(()) => {}
-            Err(WaitFailure::TimedOut) => return Ok(Err(Refusal(timeout_text(&history, lsn)))),
+            Err(failure @ (WaitFailure::TimedOut | WaitFailure::Broken(_))) => {
+                return Ok(Err(Refusal(timed_out(&history, lsn, &failure).to_string())));
+            }
             Err(WaitFailure::Stopping) => return Err(ConnectionError::Stopping.into()),
         }
 

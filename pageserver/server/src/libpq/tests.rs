@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
-use futures::{StreamExt, TryStreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use model::{BLOCK_SIZE, Fork, Lsn, RelTag};
 use prometheus::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -92,7 +92,7 @@ impl RawStream {
         }
     }
 
-    fn request(&self, out: &mut BytesMut, tag: u8, id: u64, lsns: (u64, u64), body: &[u8]) {
+    fn request(&self, out: &mut Vec<u8>, tag: u8, id: u64, lsns: (u64, u64), body: &[u8]) {
         wire::message(out, b'd', |out| {
             out.put_u8(tag);
             if self.version == 3 {
@@ -105,7 +105,7 @@ impl RawStream {
     }
 
     async fn ask(&mut self, tag: u8, id: u64, lsns: (u64, u64), body: &[u8]) -> Vec<u8> {
-        let mut out = BytesMut::new();
+        let mut out = Vec::new();
         self.request(&mut out, tag, id, lsns, body);
         self.stream.write_all(&out).await.unwrap();
         let (tag, body) = self.message().await.expect("an answer");
@@ -131,7 +131,7 @@ fn page_bytes(rel: RelTag, block: u32) -> Vec<u8> {
 async fn pipelined_pages_come_in_order_and_echo_their_requests() {
     let server = Server::usual().await;
     let mut stream = server.stream(3).await;
-    let mut out = BytesMut::new();
+    let mut out = Vec::new();
     for id in 0..100u64 {
         let lsn = FIRST.0 + id;
         stream.request(&mut out, 2, id, (lsn, lsn), &page_bytes(RELATION, (id % 10) as u32));
@@ -149,7 +149,9 @@ async fn pipelined_pages_come_in_order_and_echo_their_requests() {
         assert_eq!((tag, body), (b'd', expected), "request {id}");
     }
     let text = crate::metrics::text(&server.registry);
-    assert!(text.contains("pageserver_smgr_query_started_global_count{smgr_query_type=\"get_page_at_lsn\"} 100"));
+    assert!(
+        text.contains("pageserver_smgr_query_started_global_count{smgr_query_type=\"get_page_at_lsn\"} 100")
+    );
 }
 
 #[tokio::test]
@@ -219,7 +221,7 @@ async fn what_does_not_belong_into_a_stream_ends_it_with_an_error() {
     for (bytes, text) in [
         (&b"c\0\0\0\x04"[..], "unexpected message 'c' during COPY"),
         (b"d\0\0\0\x20\x63aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "invalid tag 99"),
-        (b"d\0\0\0\x06\x02a", "too short"),
+        (b"d\0\0\0\x06\x02a", "truncated"),
         (b"d\xff\xff\xff\xff", "expected 4 to"),
     ] {
         let mut stream = server.stream(3).await;
@@ -355,33 +357,28 @@ async fn garbage_gets_an_error_or_a_close_and_the_server_serves_on() {
         stream.write_all(&bytes).await.unwrap();
         stream.shutdown().await.unwrap();
         let mut answer = Vec::new();
-        let _ = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut answer)).await.expect("ends");
+        let _ = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut answer))
+            .await
+            .expect("ends");
     }
     let mut stream = server.stream(3).await;
     assert_eq!(stream.ask(2, 8, (u64::MAX, FIRST.0), &page_bytes(RELATION, 1)).await[0], 102);
 }
 
-mod any_bytes {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn block_on<T>(future: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-
-        #[test]
-        fn end_a_session_in_time(bytes: Vec<u8>) {
-            block_on(garbage::session_of(&bytes));
-            let mut start = into_pagestream(3);
-            start.truncate(usize::from(start[3]));
-            block_on(garbage::session_of(&[start, bytes.clone()].concat()));
-            block_on(garbage::session_of(&[into_pagestream(3), bytes.clone()].concat()));
-            let framed = [&b"d"[..], &(4 + bytes.len() as u32).to_be_bytes(), &bytes].concat();
-            block_on(garbage::session_of(&[into_pagestream(2), framed].concat()));
+#[tokio::test]
+async fn any_bytes_at_any_stage_end_a_session_in_time() {
+    let start = {
+        let mut start = into_pagestream(3);
+        start.truncate(usize::from(start[3]));
+        start
+    };
+    for bytes in garbage::any_bytes(200) {
+        let framed = [&b"d"[..], &(4 + bytes.len() as u32).to_be_bytes(), &bytes].concat();
+        for before in [&[][..], &start, &into_pagestream(3), &into_pagestream(2)] {
+            for bytes in [&bytes, &framed] {
+                let session = garbage::session_of(&[before, bytes].concat());
+                tokio::time::timeout(Duration::from_secs(10), session.map(drop)).await.expect("ends");
+            }
         }
     }
 }
