@@ -1,0 +1,347 @@
+//! Connection strings in both of libpq's forms, `host=… user=…` and `postgresql://…`, as far as replication needs them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+/// Where a Postgres is and as whom to connect.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ConnInfo {
+    /// Tried in order.
+    pub places: Vec<Place>,
+    /// The role.
+    pub user: String,
+    /// Secret: neither shown nor stored.
+    pub password: Option<String>,
+    /// For ordinary connections; replication needs none.
+    pub dbname: String,
+    /// How the source shows us.
+    pub application_name: Option<String>,
+    /// File of passwords, in `.pgpass` form.
+    pub passfile: Option<PathBuf>,
+    /// For each place.
+    pub connect_timeout: Duration,
+}
+
+/// One address of a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Name or address, or the directory of a Unix socket when it begins with `/`.
+    pub host: String,
+    /// TCP port, or the number in the socket's name.
+    pub port: u16,
+}
+
+/// A text that is no connection string, or asks for what is not offered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("invalid connection string: {0}")]
+pub struct ConnInfoError(String);
+
+fn wrong<T>(reason: impl Into<String>) -> Result<T, ConnInfoError> {
+    Err(ConnInfoError(reason.into()))
+}
+
+/// Options of libpq that change nothing here.
+const IGNORED: [&str; 12] = [
+    "client_encoding",
+    "fallback_application_name",
+    "gssencmode",
+    "keepalives",
+    "keepalives_count",
+    "keepalives_idle",
+    "keepalives_interval",
+    "load_balance_hosts",
+    "replication",
+    "target_session_attrs",
+    "tcp_user_timeout",
+    "channel_binding",
+];
+
+impl FromStr for ConnInfo {
+    type Err = ConnInfoError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let uri = ["postgresql://", "postgres://"].iter().find_map(|scheme| text.strip_prefix(scheme));
+        let mut options = match uri {
+            Some(rest) => uri_options(rest)?,
+            None => keyword_options(text)?,
+        };
+        let mut take = |name: &str| options.remove(name).filter(|value| !value.is_empty());
+
+        let hosts = take("hostaddr").or(take("host"));
+        let hosts = hosts.as_deref().unwrap_or("localhost").split(',').map(str::trim).map(|host| {
+            if host.is_empty() { "localhost" } else { host }
+        });
+        let ports = take("port").unwrap_or_else(|| "5432".into());
+        let ports = ports
+            .split(',')
+            .map(|port| port.trim().parse().map_err(|_| ConnInfoError(format!("{port:?} is not a port"))))
+            .collect::<Result<Vec<u16>, _>>()?;
+        let hosts: Vec<&str> = hosts.collect();
+        if ports.len() != 1 && ports.len() != hosts.len() {
+            return wrong(format!("{} ports for {} hosts", ports.len(), hosts.len()));
+        }
+        let places = hosts
+            .iter()
+            .enumerate()
+            .map(|(index, host)| Place { host: (*host).into(), port: *ports.get(index).unwrap_or(&ports[0]) })
+            .collect();
+
+        match take("sslmode").as_deref() {
+            None | Some("disable" | "allow" | "prefer") => {}
+            Some(mode) => return wrong(format!("sslmode={mode}: TLS to a source is not offered yet")),
+        }
+        let connect_timeout = match take("connect_timeout") {
+            None => Duration::from_secs(10),
+            Some(text) => match text.parse() {
+                Ok(seconds @ 1..=3600) => Duration::from_secs(seconds),
+                _ => return wrong(format!("connect_timeout is {text:?}, expected 1 to 3600 seconds")),
+            },
+        };
+        let user = take("user").unwrap_or_else(|| "postgres".into());
+        let info = ConnInfo {
+            places,
+            password: take("password"),
+            dbname: take("dbname").unwrap_or_else(|| "postgres".into()),
+            application_name: take("application_name"),
+            passfile: take("passfile").map(PathBuf::from),
+            user,
+            connect_timeout,
+        };
+        match options.keys().find(|name| !IGNORED.contains(&name.as_str())) {
+            Some(name) => wrong(format!("option {name:?} is not known here")),
+            None => Ok(info),
+        }
+    }
+}
+
+/// `name = value` pairs; values may stand in single quotes, in which `\` escapes.
+fn keyword_options(text: &str) -> Result<BTreeMap<String, String>, ConnInfoError> {
+    let mut options = BTreeMap::new();
+    let mut rest = text.trim_start();
+    while !rest.is_empty() {
+        let Some((name, after)) = rest.split_once('=') else {
+            return wrong("expected name=value pairs");
+        };
+        let name = name.trim();
+        if name.is_empty() || name.contains(char::is_whitespace) {
+            return wrong("expected name=value pairs");
+        }
+        let after = after.trim_start();
+        let (quoted, body) = after.strip_prefix('\'').map_or((false, after), |body| (true, body));
+        let mut value = String::new();
+        let mut characters = body.char_indices();
+        let mut ended = !quoted;
+        let mut used = body.len();
+        while let Some((at, character)) = characters.next() {
+            match character {
+                '\\' => match characters.next() {
+                    Some((_, escaped)) => value.push(escaped),
+                    None => return wrong(format!("value of {name:?} ends in a backslash")),
+                },
+                '\'' if quoted => {
+                    (ended, used) = (true, at + 1);
+                    break;
+                }
+                space if !quoted && space.is_whitespace() => {
+                    used = at;
+                    break;
+                }
+                character => value.push(character),
+            }
+        }
+        if !ended {
+            return wrong(format!("value of {name:?} has no closing quote"));
+        }
+        options.insert(name.to_owned(), value);
+        rest = body[used..].trim_start();
+    }
+    Ok(options)
+}
+
+/// `[user[:password]@][host[:port],…][/dbname][?name=value&…]`, each part percent-encoded.
+fn uri_options(rest: &str) -> Result<BTreeMap<String, String>, ConnInfoError> {
+    let mut options = BTreeMap::new();
+    let mut set = |name: &str, text: &str| match percent_decoded(text) {
+        Some(value) => {
+            options.insert(name.to_owned(), value);
+            Ok(())
+        }
+        None => wrong(format!("the percent encoding of {name} is malformed")),
+    };
+    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let (authority, dbname) = rest.split_once('/').unwrap_or((rest, ""));
+    set("dbname", dbname)?;
+    let (credentials, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
+    let (user, password) = credentials.split_once(':').unwrap_or((credentials, ""));
+    set("user", user)?;
+    set("password", password)?;
+    let mut names = Vec::new();
+    let mut ports = Vec::new();
+    for place in hosts.split(',') {
+        // An IPv6 address stands in brackets, as it has colons of its own.
+        let (host, port) = match place.strip_prefix('[').and_then(|inner| inner.split_once(']')) {
+            Some((host, port)) => (host, port.strip_prefix(':').unwrap_or("")),
+            None => place.rsplit_once(':').unwrap_or((place, "")),
+        };
+        names.push(host);
+        ports.push(if port.is_empty() { "5432" } else { port });
+    }
+    if !hosts.is_empty() {
+        set("host", &names.join(","))?;
+        set("port", &ports.join(","))?;
+    }
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let Some((name, value)) = pair.split_once('=') else {
+            return wrong("expected name=value pairs after '?'");
+        };
+        set(name, value)?;
+    }
+    Ok(options)
+}
+
+fn percent_decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((byte, after)) = rest.split_first() {
+        if *byte == b'%' {
+            let (digits, after) = after.split_at_checked(2)?;
+            bytes.push(*hex::decode(digits).ok()?.first()?);
+            rest = after;
+        } else {
+            bytes.push(*byte);
+            rest = after;
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+impl ConnInfo {
+    /// The password for one place: from the string, the environment's `PGPASSWORD`, or a password file.
+    pub fn password_for(&self, place: &Place, environment: Option<&str>) -> Option<String> {
+        self.password.clone().or_else(|| environment.map(str::to_owned)).or_else(|| {
+            let file = std::fs::read_to_string(self.passfile.as_deref()?).ok()?;
+            let host = if place.host.starts_with('/') { "localhost" } else { &place.host };
+            passfile_entry(&file, [host, &place.port.to_string(), "replication", &self.user])
+        })
+    }
+
+    /// The same with a password file unless the string names one itself.
+    #[must_use]
+    pub fn or_passfile(mut self, passfile: &Path) -> Self {
+        if self.passfile.is_none() && !passfile.as_os_str().is_empty() {
+            self.passfile = Some(passfile.into());
+        }
+        self
+    }
+}
+
+/// The password of the first line `host:port:database:user:password` that matches; `*` matches anything, `\` escapes.
+fn passfile_entry(file: &str, wanted: [&str; 4]) -> Option<String> {
+    file.lines().filter(|line| !line.starts_with('#')).find_map(|line| {
+        let mut fields = vec![String::new()];
+        let mut characters = line.chars();
+        while let Some(character) = characters.next() {
+            let field = fields.last_mut().expect("starts with one field");
+            match character {
+                '\\' => field.extend(characters.next()),
+                // The password may have colons.
+                ':' if fields.len() < 5 => fields.push(String::new()),
+                character => field.push(character),
+            }
+        }
+        let [host, port, database, user, password] = <[String; 5]>::try_from(fields).ok()?;
+        let matches = [host, port, database, user].iter().zip(wanted).all(|(pattern, value)| pattern == "*" || pattern == value);
+        matches.then_some(password)
+    })
+}
+
+/// In keyword form and without the password: what may be stored and logged.
+impl fmt::Display for ConnInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let quoted = |value: &str| format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"));
+        let list = |of: fn(&Place) -> String| self.places.iter().map(of).collect::<Vec<_>>().join(",");
+        write!(f, "host={}", quoted(&list(|place| place.host.clone())))?;
+        write!(f, " port={}", list(|place| place.port.to_string()))?;
+        write!(f, " user={} dbname={}", quoted(&self.user), quoted(&self.dbname))?;
+        if let Some(name) = &self.application_name {
+            write!(f, " application_name={}", quoted(name))?;
+        }
+        if let Some(passfile) = &self.passfile {
+            write!(f, " passfile={}", quoted(&passfile.to_string_lossy()))?;
+        }
+        write!(f, " connect_timeout={}", self.connect_timeout.as_secs())
+    }
+}
+
+impl fmt::Debug for ConnInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> ConnInfo {
+        text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    #[test]
+    fn both_forms_mean_the_same() {
+        let keywords = parsed(r"host=db.example port = 5433 user='re\'pl' password='a b\\c' dbname=x");
+        let uri = parsed("postgresql://re%27pl:a%20b%5Cc@db.example:5433/x?connect_timeout=10");
+        assert_eq!(keywords, uri);
+        assert_eq!(keywords.password.as_deref(), Some(r"a b\c"));
+        assert_eq!(keywords.places, [Place { host: "db.example".into(), port: 5433 }]);
+    }
+
+    #[test]
+    fn what_is_shown_has_no_password_and_reads_back_as_the_rest() {
+        let info = parsed("postgres://me:secret@[::1]:5433,/other/?application_name=p&passfile=%2Fx%20y");
+        let shown = format!("{info} {info:?}");
+        assert!(!shown.contains("secret"), "{shown}");
+        assert_eq!(parsed(&info.to_string()), ConnInfo { password: None, ..info });
+        let socket = parsed("host=/var/run/postgresql");
+        assert_eq!(socket.places[0], Place { host: "/var/run/postgresql".into(), port: 5432 });
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_refused() {
+        for bad in [
+            "host",
+            "=x",
+            "host='a",
+            "host=a\\",
+            "port=70000",
+            "host=a,b,c port=1,2",
+            "sslmode=verify-full",
+            "hots=x",
+            "connect_timeout=soon",
+            "postgres://a%2",
+            "postgres://a/b?c",
+        ] {
+            assert!(bad.parse::<ConnInfo>().is_err(), "{bad:?} was accepted");
+        }
+        for bytes in crate::libpq::garbage::any_bytes(500) {
+            let _ = String::from_utf8_lossy(&bytes).parse::<ConnInfo>();
+        }
+    }
+
+    #[test]
+    fn passwords_come_from_the_string_then_the_environment_then_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let passfile = directory.path().join("pass");
+        std::fs::write(&passfile, "# no\nother:*:*:*:wrong\nh:5432:*:me:f\\:i:le\n*:*:*:*:last\n").unwrap();
+        let info = parsed("host=h user=me").or_passfile(&passfile);
+        let place = &info.places[0];
+        assert_eq!(info.password_for(place, Some("env")).as_deref(), Some("env"));
+        assert_eq!(info.password_for(place, None).as_deref(), Some("f:i:le"));
+        let socket = parsed("host=/tmp user=me").or_passfile(&passfile);
+        assert_eq!(socket.password_for(&socket.places[0], None).as_deref(), Some("last"));
+        assert_eq!(parsed("password=s").password_for(place, Some("env")).as_deref(), Some("s"));
+    }
+}
