@@ -92,7 +92,8 @@ impl IndexKeeper {
         part: IndexPart,
     ) -> Result<IndexKeeper, PutIndexError> {
         let writer = IndexStore::new(&claim).writer(timeline, None);
-        let state = State { part, found_generation: None, writer };
+        // Its own objects count from the beginning.
+        let state = State { part, found_generation: Some(claim.generation()), writer };
         let keeper = IndexKeeper { claim, timeline, state: Mutex::new(state) };
         keeper.update(|_| {}).await?;
         Ok(keeper)
@@ -162,6 +163,13 @@ impl IndexKeeper {
     /// Whether its base is not there yet.
     pub async fn import_in_progress(&self) -> bool {
         self.state.lock().await.part.palimpsest.as_ref().is_some_and(|ours| ours.import.is_some())
+    }
+
+    /// Where its WAL comes from, and whether its base is still missing.
+    pub async fn source(&self) -> Option<(codec::index_part::Source, bool)> {
+        let state = self.state.lock().await;
+        let ours = state.part.palimpsest.as_ref()?;
+        ours.source.clone().map(|source| (source, ours.import.is_some()))
     }
 
     /// What opening the timeline needs.

@@ -19,6 +19,7 @@ use crate::budget::TailBudget;
 use crate::chunk_cache::ChunkCache;
 use crate::claim::{Claim, TakeClaimError, ValidateError};
 use crate::deletion;
+use crate::import_session::{ImportPlan, ImportSession};
 use crate::index_keeper::{IndexKeeper, IndexTrouble};
 use crate::index_store::{IndexStore, LoadIndexError, PutIndexError};
 use crate::ports::{Bucket, BucketError, ListRequest};
@@ -60,8 +61,8 @@ pub struct Tenant {
 #[derive(Clone)]
 enum Slot {
     Open(Timeline),
-    /// Its base is being imported; nothing can be read yet.
-    Importing,
+    /// Its base is not there yet; nothing can be read. `running` while an import of this process is at it.
+    Importing { index: Option<Arc<IndexKeeper>>, running: bool },
     /// It could not be opened, or its tasks ended.
     Broken(Arc<str>),
 }
@@ -122,10 +123,23 @@ pub enum ChangeError {
     Index(#[from] IndexTrouble),
     #[error("cannot open the timeline")]
     Open(#[from] OpenError),
+    #[error("the import failed: {0}")]
+    Import(String),
     #[error("the bucket does not do what it must")]
     Bucket(#[from] BucketError),
     #[error("cannot read the timeline")]
     Read(#[from] ReadError),
+}
+
+/// A timeline with a source.
+#[derive(Clone)]
+pub struct Followed {
+    /// Which.
+    pub id: TimelineId,
+    /// To follow on; `None` when its base is still missing.
+    pub timeline: Option<Timeline>,
+    /// Where its WAL comes from.
+    pub source: codec::index_part::Source,
 }
 
 /// Where a branch begins.
@@ -308,7 +322,7 @@ impl Tenants {
     ) {
         if index.import_in_progress().await {
             // Nothing of an unfinished import can be read; whoever asked for it asks again, and what it left is collected then.
-            tenant.set(timeline, Slot::Importing);
+            tenant.set(timeline, Slot::Importing { index: Some(index), running: false });
             return;
         }
         let opened = async {
@@ -332,7 +346,7 @@ impl Tenants {
         }
     }
 
-    fn surroundings(&self, tenant: &Tenant) -> TimelineSurroundings {
+    pub(crate) fn surroundings(&self, tenant: &Tenant) -> TimelineSurroundings {
         TimelineSurroundings {
             bucket: Arc::clone(&self.inner.bucket),
             claim: tenant.claim.clone(),
@@ -433,6 +447,37 @@ impl Tenants {
         self.watch_tasks(&tenant, new, tasks);
         tenant.set(new, Slot::Open(opened.clone()));
         info!(timeline = %new, %ancestor, %lsn, "branched");
+        Ok(opened)
+    }
+
+    /// Begins to import a timeline's base. A name whose earlier import did not finish may be used again; nothing of that one remains.
+    pub async fn begin_import(&self, tenant: TenantId, new: TimelineId, plan: ImportPlan) -> Result<ImportSession, ChangeError> {
+        let tenant = self.tenant(tenant)?;
+        let _one = tenant.changing.lock().await;
+        let found = match tenant.slot(new) {
+            Some(Slot::Importing { index, running: false }) => index,
+            _ => {
+                self.refuse_taken(&tenant, new).await?;
+                None
+            }
+        };
+        tenant.set(new, Slot::Importing { index: found.clone(), running: true });
+        let begun = ImportSession::begin(self.clone(), Arc::clone(&tenant), new, plan, found).await;
+        if begun.is_err() {
+            tenant.import_ended(new);
+        }
+        begun
+    }
+
+    pub(crate) async fn open_imported(
+        &self,
+        tenant: &Arc<Tenant>,
+        timeline: TimelineId,
+        index: Arc<IndexKeeper>,
+    ) -> Result<Timeline, ChangeError> {
+        let (opened, tasks) = open(&self.surroundings(tenant), index, None).await?;
+        self.watch_tasks(tenant, timeline, tasks);
+        tenant.set(timeline, Slot::Open(opened.clone()));
         Ok(opened)
     }
 
@@ -540,10 +585,45 @@ impl Tenant {
     pub fn timeline(&self, timeline: TimelineId) -> Result<Timeline, NotFound> {
         match self.slot(timeline) {
             Some(Slot::Open(open)) => Ok(open),
-            Some(Slot::Importing) => Err(NotFound::Importing(timeline)),
+            Some(Slot::Importing { .. }) => Err(NotFound::Importing(timeline)),
             Some(Slot::Broken(reason)) => Err(NotFound::Broken { timeline, reason }),
             None => Err(NotFound::Timeline(timeline)),
         }
+    }
+
+    /// The import of this process has its index in the bucket: what becomes of it now, the name stays taken.
+    pub(crate) fn import_begun(&self, timeline: TimelineId, index: &Arc<IndexKeeper>) {
+        self.set(timeline, Slot::Importing { index: Some(Arc::clone(index)), running: true });
+    }
+
+    /// An import of this process ended. Unless it made the timeline, the name is free for another attempt.
+    pub(crate) fn import_ended(&self, timeline: TimelineId) {
+        let mut timelines = self.timelines.write().expect("no holder panics");
+        match timelines.get_mut(&timeline) {
+            Some(Slot::Importing { index: None, .. }) => drop(timelines.remove(&timeline)),
+            Some(Slot::Importing { running, .. }) => *running = false,
+            _ => {}
+        }
+    }
+
+    /// Timelines that follow a source, with it, and those whose import is to be started over.
+    pub async fn followed(&self) -> Vec<Followed> {
+        let slots: Vec<(TimelineId, Slot)> = {
+            let timelines = self.timelines.read().expect("no holder panics");
+            timelines.iter().map(|(id, slot)| (*id, slot.clone())).collect()
+        };
+        let mut followed = Vec::new();
+        for (id, slot) in slots {
+            let (index, timeline) = match slot {
+                Slot::Open(open) => (Arc::clone(open.index()), Some(open)),
+                Slot::Importing { index: Some(index), running: false } => (index, None),
+                _ => continue,
+            };
+            if let Some((source, _)) = index.source().await {
+                followed.push(Followed { id, timeline, source });
+            }
+        }
+        followed
     }
 
     /// The branches of a timeline.
@@ -560,7 +640,7 @@ impl Tenant {
             .iter()
             .map(|(timeline, slot)| match slot {
                 Slot::Open(open) => TimelineState::Active(Box::new(open.info())),
-                Slot::Importing => TimelineState::Importing { timeline: *timeline },
+                Slot::Importing { .. } => TimelineState::Importing { timeline: *timeline },
                 Slot::Broken(reason) => {
                     TimelineState::Broken { timeline: *timeline, reason: Arc::clone(reason) }
                 }

@@ -1,0 +1,51 @@
+//! Where a receiver's WAL goes: while the base is being imported only into the bucket, later to the timeline's owner as well.
+
+use bytes::Bytes;
+use model::{Lsn, Tli};
+use tokio::sync::watch;
+
+use crate::timeline::{AppendError, Timeline};
+use crate::wal_keeper::{KeepWalError, WalKeeper};
+
+/// Takes WAL from a source. Cheap to clone.
+#[derive(Clone)]
+pub enum WalTarget {
+    /// The base is not there yet: WAL is stored, not ingested.
+    Importing(WalKeeper),
+    /// A timeline that can be read.
+    Open(Timeline),
+}
+
+impl WalTarget {
+    /// Takes bytes; waits while too much is pending. Bytes received before are dropped.
+    pub async fn append(&self, at: Lsn, tli: Tli, bytes: Bytes) -> Result<(), AppendError> {
+        match self {
+            WalTarget::Importing(keeper) => Ok(keeper.append(at, tli, &bytes).await?),
+            WalTarget::Open(timeline) => timeline.append_wal(at, tli, bytes).await,
+        }
+    }
+
+    /// Just past the last byte received: where to go on.
+    pub fn received(&self) -> Lsn {
+        match self {
+            WalTarget::Importing(keeper) => keeper.received(),
+            WalTarget::Open(timeline) => timeline.received(),
+        }
+    }
+
+    /// What may be reported to the source as flushed.
+    pub fn flushed(&self) -> watch::Receiver<Lsn> {
+        match self {
+            WalTarget::Importing(keeper) => keeper.flushed(),
+            WalTarget::Open(timeline) => timeline.flushed(),
+        }
+    }
+
+    /// Stores everything received now and lists claims; answers what may be reported.
+    pub async fn seal_now(&self) -> Result<Lsn, KeepWalError> {
+        match self {
+            WalTarget::Importing(keeper) => keeper.seal_now().await,
+            WalTarget::Open(timeline) => timeline.seal_now().await,
+        }
+    }
+}
