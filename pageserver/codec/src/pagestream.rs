@@ -1,6 +1,6 @@
 //! Pagestream: how a compute asks a pageserver for pages, versions 2 and 3. The messages are Neon's.
 //!
-//! Each message travels in one CopyData; answers come in the order of the requests. Integers are big-endian.
+//! Each message travels in one `CopyData`; answers come in the order of the requests. Integers are big-endian.
 //!
 //! ```text
 //! request    u8 tag | v3: u64 id | u64 request LSN | u64 not modified since | body
@@ -170,7 +170,7 @@ pub enum ResponseError {
 }
 
 impl Request {
-    /// Reads what a client sent in one CopyData.
+    /// Reads what a client sent in one `CopyData`.
     pub fn decode(version: Version, bytes: &[u8]) -> Result<Request, RequestError> {
         if bytes.len() > MAX_REQUEST {
             return Err(RequestError::TooLong(bytes.len()));
@@ -374,7 +374,7 @@ impl<'a> Answer<'a> {
         }
     }
 
-    /// Bytes that [`Answer::encode`] appends: what goes into the length of its CopyData.
+    /// Bytes that [`Answer::encode`] appends: what goes into the length of its `CopyData`.
     pub fn encoded_len(&self, version: Version) -> usize {
         let rel = 13;
         let (query, body) = match self {
@@ -428,7 +428,7 @@ impl<'a> Answer<'a> {
 }
 
 impl<'a> Response<'a> {
-    /// Reads what a server sent in one CopyData.
+    /// Reads what a server sent in one `CopyData`.
     pub fn decode(version: Version, bytes: &'a [u8]) -> Result<Self, ResponseError> {
         let mut input = BytesIn::new(bytes);
         let tag = input.u8()?;
