@@ -1,7 +1,13 @@
 //! The binary `pagectl`: looks into what Palimpsest stores, and into WAL; restores.
 
 mod copy_out;
+mod drawing;
+mod index;
+mod indexes;
+mod key_text;
+mod layer;
 mod restore;
+mod timeline_draw;
 
 use std::process::ExitCode;
 
@@ -17,12 +23,18 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Index(index::Index),
+    Layer(layer::Layer),
     Restore(restore::Restore),
+    Timeline(timeline_draw::Timeline),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().verb {
+        Verb::Index(arguments) => wait(index::run(&arguments)),
+        Verb::Layer(arguments) => layer::run(&arguments),
         Verb::Restore(arguments) => restore::run(&arguments),
+        Verb::Timeline(arguments) => wait(timeline_draw::run(&arguments)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -31,4 +43,9 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Runs a verb that talks to servers or buckets.
+fn wait(verb: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(verb)
 }
