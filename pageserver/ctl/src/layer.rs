@@ -1,6 +1,6 @@
 //! `pagectl layer`: looks into layer files.
 
-use std::io::{BufWriter, Write as _};
+use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};

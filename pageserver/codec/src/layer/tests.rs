@@ -374,6 +374,41 @@ proptest! {
         }
     }
 
+    /// Without checksums damage reaches the parsers.
+    #[test]
+    fn damage_to_a_plain_file_is_an_error_or_harmless_and_always_ends(
+        spots in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..6),
+        in_index: bool,
+    ) {
+        let changes: Changes = (0..4000u64)
+            .map(|n| ((Key::rel_block(REL, n as u32 / 2), Lsn(n * 8)), (n % 2 == 0, postgres(n % 2 == 0, b"x"))))
+            .collect();
+        let mut bytes = delta_file(&changes, Checksums::Omit);
+        let index = LayerFile::open(&bytes).unwrap().layout().index_start_block() as usize * BLOCK_SIZE;
+        let start = if in_index { index } else { 0 };
+        for (spot, byte) in spots {
+            let at = start + spot.index(bytes.len() - start);
+            bytes[at] = byte;
+        }
+        if let Ok(file) = LayerFile::open(&bytes) {
+            let _ = file.verify();
+            let blocks = file.layout().blocks();
+            for mut scan in [
+                DeltaScan::all(file.layout()),
+                DeltaScan::key(file.layout(), Key::rel_block(REL, 700), &(Lsn(0)..Lsn::MAX)),
+            ] {
+                let (mut found, mut fed) = (Vec::new(), 0);
+                while let Some(block) = scan.wants() {
+                    if scan.feed(file.block(block).unwrap(), &mut found).is_err() {
+                        break;
+                    }
+                    fed += 1;
+                }
+                prop_assert!(fed <= blocks, "{} blocks fed, the file has {}", fed, blocks);
+            }
+        }
+    }
+
     #[test]
     fn any_bytes_are_a_layer_or_an_error(
         mut bytes in proptest::collection::vec(any::<u8>(), 0..40_000),
