@@ -8,6 +8,8 @@ mod key_text;
 mod layer;
 mod restore;
 mod timeline_draw;
+mod wal_files;
+mod waldump;
 
 use std::process::ExitCode;
 
@@ -27,6 +29,7 @@ enum Verb {
     Layer(layer::Layer),
     Restore(restore::Restore),
     Timeline(timeline_draw::Timeline),
+    Waldump(waldump::Waldump),
 }
 
 fn main() -> ExitCode {
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
         Verb::Layer(arguments) => layer::run(&arguments),
         Verb::Restore(arguments) => restore::run(&arguments),
         Verb::Timeline(arguments) => wait(timeline_draw::run(&arguments)),
+        Verb::Waldump(arguments) => waldump::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
