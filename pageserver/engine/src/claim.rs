@@ -272,9 +272,10 @@ pub(crate) async fn list_claims(
         let request = ListRequest { prefix: &prefix, after: after.as_deref(), ..ListRequest::default() };
         let page = bucket.list(request).await?;
         for object in page.objects {
-            match object.path.parse() {
-                Ok(ObjectPath::Claim { generation, .. }) => claims.push(generation),
-                _ => tracing::warn!(path = object.path, "an object that is no claim lies among the claims"),
+            if let Ok(ObjectPath::Claim { generation, .. }) = object.path.parse() {
+                claims.push(generation);
+            } else {
+                tracing::warn!(path = object.path, "an object that is no claim lies among the claims");
             }
         }
         match page.next {
@@ -335,9 +336,10 @@ pub(crate) async fn list_timeline_prefixes(
         };
         let page = bucket.list(request).await?;
         for folder in &page.prefixes {
-            match folder[prefix.len()..].trim_end_matches('/').parse() {
-                Ok(timeline) => timelines.push(timeline),
-                Err(_) => tracing::warn!(folder, "a folder that is no timeline lies among the timelines"),
+            if let Ok(timeline) = folder[prefix.len()..].trim_end_matches('/').parse() {
+                timelines.push(timeline);
+            } else {
+                tracing::warn!(folder, "a folder that is no timeline lies among the timelines");
             }
         }
         match page.next {

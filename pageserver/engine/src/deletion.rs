@@ -46,9 +46,10 @@ pub async fn is_buried(
 pub async fn buried(bucket: &dyn Bucket, tenant: TenantShardId) -> Result<BTreeSet<TimelineId>, BucketError> {
     let mut timelines = BTreeSet::new();
     for path in list_all(bucket, &tombstones_prefix(tenant)).await? {
-        match path.parse() {
-            Ok(ObjectPath::Tombstone { timeline, .. }) => drop(timelines.insert(timeline)),
-            _ => tracing::warn!(path, "an object that is no tombstone lies among the tombstones"),
+        if let Ok(ObjectPath::Tombstone { timeline, .. }) = path.parse() {
+            timelines.insert(timeline);
+        } else {
+            tracing::warn!(path, "an object that is no tombstone lies among the tombstones");
         }
     }
     Ok(timelines)

@@ -213,7 +213,10 @@ impl IndexWriter {
         loop {
             let condition = self.current.clone().map_or(PutIf::Absent, PutIf::Matches);
             match self.bucket.put(&self.path, Body::Bytes(body.clone()), condition).await {
-                Ok(etag) => return Ok(self.settle(etag, self.sequence)),
+                Ok(etag) => {
+                    self.settle(etag, self.sequence);
+                    return Ok(());
+                }
                 Err(BucketError::Precondition(_)) => {}
                 Err(source) => return Err(self.failed(source)),
             }
@@ -224,7 +227,8 @@ impl IndexWriter {
                 Err(source) => return Err(self.failed(source)),
             };
             if found.bytes == body {
-                return Ok(self.settle(found.meta.etag, self.sequence));
+                self.settle(found.meta.etag, self.sequence);
+                return Ok(());
             }
             let number = IndexPart::from_json(&found.bytes)
                 .ok()

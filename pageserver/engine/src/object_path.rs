@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn other_texts_are_no_objects_of_ours() {
         for text in [
-            "".to_owned(),
+            String::new(),
             "tenants".into(),
             format!("tenants/{TENANT}/timelines/{TIMELINE}/index_part.json-7"),
             format!("tenants/{TENANT}/timelines/{TIMELINE}/index_part.json-0000000A"),

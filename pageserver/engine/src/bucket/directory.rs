@@ -35,7 +35,7 @@ use crate::ports::{
 const OWN_FOLDER: &str = ".bucket";
 
 /// Leftovers of killed processes are removed when they are older than this: no put takes so long.
-const STALE_TEMPORARY: Duration = Duration::from_secs(24 * 3600);
+const STALE_TEMPORARY: Duration = Duration::from_hours(24);
 
 /// A put races with deletes that remove empty folders; it makes them again at most so often.
 const FOLDER_RETRIES: usize = 100;

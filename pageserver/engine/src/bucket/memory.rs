@@ -87,20 +87,14 @@ impl Bucket for MemoryBucket {
                 listing.next = last;
                 break;
             }
-            let next = match rest.find('/').filter(|_| request.delimiter) {
-                Some(slash) => {
-                    let folded = &path[..=request.prefix.len() + slash];
-                    listing.prefixes.push(folded.into());
-                    format!("{folded}{AFTER_PREFIX}")
-                }
-                None => {
-                    listing.objects.push(ListedObject {
-                        path: path.clone(),
-                        size: meta.size,
-                        modified: meta.modified,
-                    });
-                    path.clone()
-                }
+            let next = if let Some(slash) = rest.find('/').filter(|_| request.delimiter) {
+                let folded = &path[..=request.prefix.len() + slash];
+                listing.prefixes.push(folded.into());
+                format!("{folded}{AFTER_PREFIX}")
+            } else {
+                let (size, modified) = (meta.size, meta.modified);
+                listing.objects.push(ListedObject { path: path.clone(), size, modified });
+                path.clone()
             };
             last = Some(next.clone());
             from = Bound::Excluded(next);

@@ -50,9 +50,9 @@ impl Default for RetryPolicy {
         RetryPolicy {
             first_pause: Duration::from_millis(100),
             longest_pause: Duration::from_secs(10),
-            reads_give_up_after: Duration::from_secs(60),
+            reads_give_up_after: Duration::from_mins(1),
             writes_give_up_after: None,
-            timeout: Duration::from_secs(120),
+            timeout: Duration::from_mins(2),
             small_timeout: Duration::from_secs(30),
             reads: 100,
             writes: 100,
