@@ -8,12 +8,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use codec::index_part::{IndexPart, IndexPartError};
+use futures::{StreamExt as _, TryStreamExt as _};
 use model::{Generation, TenantShardId, TimelineId};
 
 use crate::claim::{Claim, list_timeline_prefixes};
 use crate::deletion::{buried, is_buried, list_all};
 use crate::object_path::{ObjectPath, index_prefix};
 use crate::ports::{Body, Bucket, BucketError, ETag, Object, PutIf};
+
+/// Indexes read at once while the branches of a timeline are looked for.
+const INDEX_READS: usize = 16;
 
 /// The indexes that one owner of a tenant shard sees. Cheap to clone.
 #[derive(Clone)]
@@ -94,6 +98,23 @@ impl IndexStore {
             source,
         })?;
         Ok(Some(FoundIndex { index, generation, etag: object.meta.etag }))
+    }
+
+    /// The branches of a timeline, by what the bucket says: also those that could not be opened count. An index that cannot be read is an error,
+    /// since it may be a branch's.
+    pub async fn children(&self, timeline: TimelineId) -> Result<Vec<TimelineId>, LoadIndexError> {
+        let failed = |source| LoadIndexError::Bucket { timeline, source };
+        let others = self.timelines().await.map_err(failed)?.into_iter().filter(|other| *other != timeline);
+        futures::stream::iter(others)
+            .map(|other| async move {
+                let found = self.find(other).await?;
+                let ancestor = found.and_then(|found| found.index.metadata().ancestor_timeline);
+                Ok((ancestor == Some(timeline)).then_some(other))
+            })
+            .buffered(INDEX_READS)
+            .try_filter_map(|child| async move { Ok(child) })
+            .try_collect()
+            .await
     }
 
     async fn find_object(

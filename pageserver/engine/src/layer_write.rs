@@ -10,6 +10,7 @@ use std::sync::Arc;
 use codec::layer::{Checksums, DeltaWriter, FinishedLayer, ImageWriter, Layout};
 use model::{BLOCK_SIZE, Key, LayerName, LayerObjectName, Lsn, PgTimestamp, TenantShardId, TimelineId};
 
+use crate::bucket::retry::read_back;
 use crate::chunk_cache::ChunkCache;
 use crate::claim::Claim;
 use crate::layer_read::Layer;
@@ -199,9 +200,16 @@ impl LayerStore {
         let object_name = name.clone().in_generation(self.claim.generation());
         let layer = self.open(self.tenant_shard, object_name, layout.file_size(), Some(layout), commit_times);
         let body = Body::File { path: file.path.clone(), length: layout.file_size() };
-        // No key is ever put again with other bytes: the bucket's retry layer compares when it finds the object there already.
-        let stored = self.bucket.put(layer.object_path(), body, PutIf::Absent).await;
-        stored.map_err(|source| WriteLayerError::Bucket { name: name.clone(), source })?;
+        let failed = |source| WriteLayerError::Bucket { name: name.clone(), source };
+        match self.bucket.put(layer.object_path(), body.clone(), PutIf::Absent).await {
+            Ok(_) => {}
+            // An earlier run of this work in this generation got here. No key is ever put again with other bytes, so they must be equal.
+            Err(BucketError::Precondition(path)) => {
+                let same = read_back(&*self.bucket, &path, &body).await.map_err(failed)?;
+                same.ok_or(BucketError::Precondition(path)).map_err(failed)?;
+            }
+            Err(error) => return Err(failed(error)),
+        }
         layer.adopt(&file.path)?;
         Ok(WrittenLayer { layer, finished })
     }

@@ -496,7 +496,7 @@ impl Tenants {
         let tenant = self.tenant(tenant)?;
         let _one = tenant.changing.lock().await;
         let Some(slot) = tenant.slot(timeline) else { return Err(NotFound::Timeline(timeline).into()) };
-        let children = tenant.children(timeline);
+        let children = tenant.index_store.children(timeline).await?;
         if !children.is_empty() {
             return Err(ChangeError::HasChildren(
                 timeline,
@@ -624,13 +624,6 @@ impl Tenant {
             }
         }
         followed
-    }
-
-    /// The branches of a timeline.
-    pub fn children(&self, timeline: TimelineId) -> Vec<TimelineId> {
-        let timelines = self.timelines.read().expect("no holder panics");
-        let is_child = |slot: &Slot| matches!(slot, Slot::Open(open) if open.facts().ancestor.is_some_and(|(a, _)| a == timeline));
-        timelines.iter().filter(|(_, slot)| is_child(slot)).map(|(id, _)| *id).collect()
     }
 
     /// All timelines.

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use crate::claim::Claim;
+use crate::claim::{Claim, ValidateError};
 use crate::object_path::ObjectPath;
 use crate::ports::{Body, Bucket, BucketError, PutIf};
 
@@ -312,7 +312,10 @@ impl WalKeeper {
             let due = asked > flushed && stored >= asked;
             let unreported = stored > flushed && validated_at.elapsed() >= self.shared.policy.validate_every;
             if due || unreported || (stop.is_cancelled() && stored > flushed) {
-                place.claim.validate().await.map_err(|error| KeepWalError::Superseded(error.to_string()))?;
+                place.claim.validate().await.map_err(|error| match error {
+                    ValidateError::Bucket(error) => KeepWalError::Rejected(error.to_string()),
+                    error => KeepWalError::Superseded(error.to_string()),
+                })?;
                 validated_at = Instant::now();
                 self.shared.flushed.send_replace(stored);
                 continue;

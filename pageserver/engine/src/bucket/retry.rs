@@ -31,10 +31,10 @@ pub struct RetryPolicy {
     pub first_pause: Duration,
     /// Longest pause.
     pub longest_pause: Duration,
-    /// Reads and listings answer an error when they failed for so long: somebody waits for them.
+    /// Reads of a part of an object answer an error when they failed for so long: they are on the way of a page that somebody waits for.
+    /// All else (puts, deletes, listings, whole objects) goes on until cancelled: it is what an owner does to stay or become one, and when
+    /// the bucket comes back after an hour it must go on as if nothing had been.
     pub reads_give_up_after: Duration,
-    /// Puts and deletes; `None`: only when cancelled. What must get to the bucket has nowhere else to go.
-    pub writes_give_up_after: Option<Duration>,
     /// For one attempt that may move much: whole objects, files.
     pub timeout: Duration,
     /// For one attempt that moves little: listings, deletes, parts up to 1 MiB.
@@ -50,8 +50,7 @@ impl Default for RetryPolicy {
         RetryPolicy {
             first_pause: Duration::from_millis(100),
             longest_pause: Duration::from_secs(10),
-            reads_give_up_after: Duration::from_mins(1),
-            writes_give_up_after: None,
+            reads_give_up_after: Duration::from_mins(10),
             timeout: Duration::from_mins(2),
             small_timeout: Duration::from_secs(30),
             reads: 100,
@@ -229,6 +228,8 @@ struct TimedOut(Duration);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Side {
+    /// A read that gives up.
+    PageRead,
     Read,
     Write,
 }
@@ -255,8 +256,9 @@ impl RetryingBucket {
         mut attempt: impl FnMut(u32) -> F,
     ) -> Result<T, BucketError> {
         let (permits, give_up_after) = match side {
-            Side::Read => (&self.reads, Some(self.policy.reads_give_up_after)),
-            Side::Write => (&self.writes, self.policy.writes_give_up_after),
+            Side::PageRead => (&self.reads, Some(self.policy.reads_give_up_after)),
+            Side::Read => (&self.reads, None),
+            Side::Write => (&self.writes, None),
         };
         let since = tokio::time::Instant::now();
         let work = async {
@@ -367,8 +369,8 @@ impl Bucket for RetryingBucket {
     async fn get(&self, path: &str, range: Option<Range<u64>>) -> Result<Object, BucketError> {
         let mut call = self.metrics.start("download", path, 0);
         let timeout = self.timeout_for(range.as_ref().map(|range| range.end.saturating_sub(range.start)));
-        let result =
-            self.retry(Side::Read, "get", path, timeout, |_| self.inner.get(path, range.clone())).await;
+        let side = if range.is_some() { Side::PageRead } else { Side::Read };
+        let result = self.retry(side, "get", path, timeout, |_| self.inner.get(path, range.clone())).await;
         call.ok = result.is_ok();
         result
     }
@@ -507,10 +509,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn reads_give_up_and_writes_wait_until_the_bucket_is_back() {
+    async fn reads_of_parts_give_up_and_all_else_waits_until_the_bucket_is_back() {
         let (faulty, bucket, _) = retrying(quick());
         faulty.set_down(true);
-        assert!(matches!(bucket.get("a", None).await, Err(BucketError::Unavailable { .. })));
+        assert!(matches!(bucket.get("a", Some(0..1)).await, Err(BucketError::Unavailable { .. })));
+        let list = tokio::spawn({
+            let bucket = bucket.clone();
+            async move { bucket.list(ListRequest::default()).await }
+        });
         let put = tokio::spawn({
             let bucket = bucket.clone();
             async move { bucket.put("a", body("x"), PutIf::Absent).await }
@@ -519,9 +525,10 @@ mod tests {
         while faulty.count(Operation::Put, "a") < 50 {
             tokio::task::yield_now().await;
         }
-        assert!(!put.is_finished());
+        assert!(!put.is_finished() && !list.is_finished());
         faulty.set_down(false);
         put.await.unwrap().unwrap();
+        list.await.unwrap().unwrap();
     }
 
     #[tokio::test]

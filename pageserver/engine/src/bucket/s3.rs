@@ -389,7 +389,7 @@ mod tests {
         ];
         for (n, fault) in faults.into_iter().enumerate() {
             proxy.set(fault);
-            let away = bucket.get("big", None).await;
+            let away = bucket.get("big", Some(0..1 << 20)).await;
             assert!(matches!(away, Err(BucketError::Unavailable { .. })), "{fault:?}: {away:?}");
             let create = tokio::spawn({
                 let bucket = bucket.clone();

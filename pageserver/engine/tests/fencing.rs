@@ -1,0 +1,615 @@
+//! The interleavings that fencing closes, provoked against the engine's own pieces over a bucket that misbehaves as told.
+//!
+//! Owners are called A, B, C in the order of their generations. What concerns one piece alone (claims, the index writer, deletion, retries) is
+//! tested beside it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use codec::checkpoint::CheckPoint;
+use codec::control::{catalog_version, format_version};
+use codec::index_part::{IndexPart, TimelineMetadata, Unknown};
+use engine::as_of::ReadError;
+use engine::bucket::MemoryBucket;
+use engine::bucket::faulty::{Fault, FaultyBucket, Operation, held};
+use engine::budget::TailBudget;
+use engine::chunk_cache::{CacheLimits, ChunkCache};
+use engine::claim::{Claim, ValidateError};
+use engine::deletion;
+use engine::index_keeper::{IndexKeeper, add_layer, vanilla_extension};
+use engine::index_store::IndexStore;
+use engine::layer_write::{LayerStore, WriteLayerError};
+use engine::object_path::{ObjectPath, timeline_prefix, wal_prefix};
+use engine::ports::{Bucket, BucketError, ListRequest};
+use engine::tenant::{BranchPoint, ChangeError, Tenants};
+use engine::timeline::{Timeline, TimelinePolicy};
+use engine::wal_keeper::{KeepWalError, WalKeeper, WalKeeperPlace, WalKeeping};
+use engine::wal_run::{WalHistory, WalRunError, contiguous_run, list_wal};
+use model::{Generation, Key, LayerName, Lsn, PgMajor, TenantShardId, TimelineId, Tli, WalSegmentSize};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+const PG: PgMajor = PgMajor::V17;
+const SYSTEM: u64 = 7_000_000_000_000_000_001;
+/// In the middle of a page of WAL, so that what follows begins with a record.
+const BASE: Lsn = Lsn(0x0200_0100);
+/// From the start of one record to that of the next.
+const RECORD: u64 = 32;
+
+fn tenant() -> TenantShardId {
+    "00112233445566778899aabbccddeeff".parse().unwrap()
+}
+
+fn main_timeline() -> TimelineId {
+    "ffeeddccbbaa99887766554433221100".parse().unwrap()
+}
+
+fn child_timeline() -> TimelineId {
+    "0000000000000000000000000000c41d".parse().unwrap()
+}
+
+fn bad_network() -> (Arc<FaultyBucket>, Arc<dyn Bucket>) {
+    let bucket = FaultyBucket::new(Arc::new(MemoryBucket::default()));
+    (bucket.clone(), bucket)
+}
+
+async fn take(bucket: &Arc<dyn Bucket>) -> Claim {
+    Claim::take(bucket.clone(), tenant()).await.unwrap()
+}
+
+async fn paths(bucket: &Arc<dyn Bucket>, prefix: &str) -> Vec<String> {
+    let listing = bucket.list(ListRequest { prefix, ..ListRequest::default() }).await.unwrap();
+    listing.objects.into_iter().map(|object| object.path).collect()
+}
+
+/// A record that moves the cluster's oid counter, and its padding: the shortest that changes a key.
+fn next_oid_record(at: Lsn, prev: Lsn) -> [u8; RECORD as usize] {
+    let mut record = [0; RECORD as usize];
+    record[..4].copy_from_slice(&30u32.to_le_bytes());
+    record[8..16].copy_from_slice(&prev.0.to_le_bytes());
+    record[16] = 0x30;
+    record[24..26].copy_from_slice(&[255, 4]);
+    record[26..30].copy_from_slice(&(at.0 as u32).to_le_bytes());
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&record[24..30]), &record[..20]);
+    record[20..24].copy_from_slice(&crc.to_le_bytes());
+    record
+}
+
+/// `count` records from `from` on, and where they end.
+fn records(from: Lsn, mut prev: Lsn, count: u64) -> (Bytes, Lsn) {
+    let mut wal = Vec::new();
+    for n in 0..count {
+        let at = from.add(n * RECORD);
+        wal.extend_from_slice(&next_oid_record(at, prev));
+        prev = at;
+    }
+    (wal.into(), from.add(count * RECORD))
+}
+
+fn control_file() -> Vec<u8> {
+    let mut out = vec![0; 8192];
+    let mut put = |at: usize, bytes: &[u8]| out[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &SYSTEM.to_le_bytes());
+    put(8, &format_version(PG).to_le_bytes());
+    put(12, &catalog_version(PG).to_le_bytes());
+    put(16, &6u32.to_le_bytes());
+    put(204, &8u32.to_le_bytes());
+    put(208, &1_234_567.0f64.to_le_bytes());
+    put(216, &8192u32.to_le_bytes());
+    put(220, &131_072u32.to_le_bytes());
+    put(224, &8192u32.to_le_bytes());
+    put(228, &(16u32 << 20).to_le_bytes());
+    // Up to 17 the CRC follows the nonce and one flag.
+    let crc = crc32c::crc32c(&out[..288]);
+    out[288..292].copy_from_slice(&crc.to_le_bytes());
+    out
+}
+
+fn checkpoint() -> [u8; codec::checkpoint::CHECKPOINT_SIZE] {
+    let counters = CheckPoint {
+        redo: BASE,
+        tli: Tli(1),
+        prev_tli: Tli(1),
+        full_page_writes: true,
+        wal_level: 1,
+        next_xid: 1000,
+        next_oid: 20000,
+        next_multi: 1,
+        next_multi_offset: 0,
+        oldest_xid: 3,
+        oldest_xid_db: 1,
+        oldest_multi: 1,
+        oldest_multi_db: 1,
+        time: 0,
+        oldest_commit_ts_xid: 0,
+        newest_commit_ts_xid: 0,
+        oldest_active_xid: 0,
+    };
+    counters.encode(PG)
+}
+
+fn empty_index() -> IndexPart {
+    let metadata = TimelineMetadata {
+        disk_consistent_lsn: BASE,
+        prev_record_lsn: None,
+        ancestor_timeline: None,
+        ancestor_lsn: Lsn(0),
+        latest_gc_cutoff_lsn: BASE,
+        initdb_lsn: BASE,
+        pg_version: PG,
+        unknown: Unknown::new(),
+    };
+    let mut ours = vanilla_extension(SYSTEM, WalSegmentSize::new(16 << 20).unwrap(), false, Tli(1), BASE);
+    ours.readable_from = BASE;
+    IndexPart::new(metadata, Some(ours))
+}
+
+fn layer_store(bucket: &Arc<dyn Bucket>, claim: &Claim, disk: &tempfile::TempDir) -> LayerStore {
+    let folder = disk.path().join(format!("layers-{}", claim.generation()));
+    let cache = ChunkCache::new(bucket.clone(), &folder, CacheLimits::default()).unwrap();
+    LayerStore::new(bucket.clone(), cache, claim.clone(), tenant(), main_timeline())
+}
+
+/// Puts what an import would: a base layer and an index that names it, as a first owner that is gone.
+async fn import(bucket: &Arc<dyn Bucket>, disk: &tempfile::TempDir) {
+    let claim = take(bucket).await;
+    let store = layer_store(bucket, &claim, disk);
+    let mut image = store.begin_image().unwrap();
+    image.push(Key::CONTROL_FILE, &control_file()).unwrap();
+    image.push(Key::CHECKPOINT, &checkpoint()).unwrap();
+    let written = store.finish_image(image, LayerName::Image { keys: Key::ALL, lsn: BASE }).await.unwrap();
+    let mut part = empty_index();
+    add_layer(&mut part, &written, claim.generation(), tenant().shard, None);
+    IndexKeeper::create(claim, main_timeline(), part).await.unwrap();
+}
+
+/// A process that owns the tenant.
+struct Server {
+    tenants: Tenants,
+    _disk: tempfile::TempDir,
+}
+
+impl Server {
+    async fn start(bucket: &Arc<dyn Bucket>) -> Server {
+        let disk = tempfile::tempdir().unwrap();
+        let cache =
+            ChunkCache::new(bucket.clone(), &disk.path().join("cache"), CacheLimits::default()).unwrap();
+        // Nothing happens because of time: what is stored or listed was asked for.
+        let never = Duration::from_hours(1);
+        let wal = WalKeeping {
+            seal_age: never,
+            idle_seal_age: never,
+            validate_every: never,
+            ..WalKeeping::default()
+        };
+        let policy = TimelinePolicy { wal, ..TimelinePolicy::default() };
+        let tenants = Tenants::new(bucket.clone(), cache, Arc::new(TailBudget::new(64 << 20)), policy);
+        tenants.attach_all().await.unwrap();
+        Server { tenants, _disk: disk }
+    }
+
+    fn main(&self) -> Timeline {
+        self.tenants.timeline(tenant().tenant, main_timeline()).unwrap()
+    }
+
+    /// Receives records at the end of the main timeline, and ingests them.
+    async fn receive(&self, count: u64) -> Lsn {
+        let timeline = self.main();
+        let from = timeline.received();
+        let prev = if from == BASE { Lsn(0) } else { Lsn(from.0 - RECORD) };
+        let (wal, end) = records(from, prev, count);
+        timeline.append_wal(from, Tli(1), wal).await.unwrap();
+        timeline.wait_for(end, Duration::from_secs(10)).await.unwrap();
+        end
+    }
+
+    async fn branch_at(&self, lsn: Lsn) -> Result<Timeline, ChangeError> {
+        let at = BranchPoint::Lsn(lsn);
+        self.tenants.branch(tenant().tenant, child_timeline(), main_timeline(), at).await
+    }
+}
+
+struct Keeping {
+    keeper: WalKeeper,
+    task: JoinHandle<Result<(), KeepWalError>>,
+    stop: CancellationToken,
+}
+
+fn keep(bucket: &Arc<dyn Bucket>, claim: &Claim) -> Keeping {
+    let never = Duration::from_hours(1);
+    let policy =
+        WalKeeping { seal_age: never, idle_seal_age: never, validate_every: never, ..WalKeeping::default() };
+    let keeper = WalKeeper::new(BASE, Vec::new(), policy);
+    let place = WalKeeperPlace {
+        bucket: bucket.clone(),
+        claim: claim.clone(),
+        tenant_shard: tenant(),
+        timeline: main_timeline(),
+        pg: PG,
+        system_identifier: SYSTEM,
+    };
+    let stop = CancellationToken::new();
+    let task = tokio::spawn(keeper.clone().run(place, stop.clone()));
+    Keeping { keeper, task, stop }
+}
+
+fn spawn_seal(keeper: &WalKeeper) -> JoinHandle<Result<Lsn, KeepWalError>> {
+    let keeper = keeper.clone();
+    tokio::spawn(async move { keeper.seal_now().await })
+}
+
+// Reporting
+
+#[tokio::test]
+async fn flush_is_reported_only_after_the_put_and_a_listing_that_began_after_it() {
+    let (faulty, bucket) = bad_network();
+    let a = take(&bucket).await;
+    let Keeping { keeper, .. } = keep(&bucket, &a);
+    let (wal, end) = records(BASE, Lsn(0), 3);
+    keeper.append(BASE, Tli(1), &wal).await.unwrap();
+    let (put_gate, mut put) = held();
+    let (list_gate, mut list) = held();
+    faulty.once(Operation::Put, "/wal/", Fault::Hold(put_gate));
+    faulty.once(Operation::List, "/claims/", Fault::Hold(list_gate));
+    let sealed = spawn_seal(&keeper);
+    put.arrived().await;
+    assert_eq!(*keeper.flushed().borrow(), Lsn(0), "what is only in memory is not reported");
+    put.release();
+    list.arrived().await;
+    assert_eq!(
+        (*keeper.stored().borrow(), *keeper.flushed().borrow()),
+        (end, Lsn(0)),
+        "stored is not validated"
+    );
+    list.release();
+    assert_eq!(sealed.await.unwrap().unwrap(), end);
+    assert_eq!(*keeper.flushed().borrow(), end);
+}
+
+#[tokio::test]
+async fn wal_put_before_a_newer_claim_and_validated_after_it_is_never_reported() {
+    let (faulty, bucket) = bad_network();
+    let a = take(&bucket).await;
+    let Keeping { keeper, task, .. } = keep(&bucket, &a);
+    let (wal, _) = records(BASE, Lsn(0), 3);
+    keeper.append(BASE, Tli(1), &wal).await.unwrap();
+    let (list_gate, mut list) = held();
+    faulty.once(Operation::List, "/claims/", Fault::Hold(list_gate));
+    let sealed = spawn_seal(&keeper);
+    list.arrived().await;
+    take(&bucket).await;
+    list.release();
+    assert!(matches!(sealed.await.unwrap(), Err(KeepWalError::Superseded(_))));
+    assert!(matches!(task.await.unwrap(), Err(KeepWalError::Superseded(_))));
+    assert_eq!(*keeper.flushed().borrow(), Lsn(0));
+    assert!(a.superseded().is_cancelled());
+}
+
+#[tokio::test]
+async fn wal_is_not_reported_when_the_own_claim_has_vanished() {
+    let (_, bucket) = bad_network();
+    let a = take(&bucket).await;
+    let Keeping { keeper, .. } = keep(&bucket, &a);
+    let claim = ObjectPath::Claim { tenant: tenant(), generation: a.generation() };
+    bucket.delete(&[claim.to_string()]).await.unwrap();
+    let (wal, _) = records(BASE, Lsn(0), 1);
+    keeper.append(BASE, Tli(1), &wal).await.unwrap();
+    assert!(keeper.seal_now().await.is_err());
+    assert_eq!(*keeper.flushed().borrow(), Lsn(0));
+}
+
+// Rule 1
+
+#[tokio::test]
+async fn a_source_that_shuts_down_gets_its_answer_at_once_though_sealing_and_listing_are_hours_away() {
+    let (_, bucket) = bad_network();
+    let a = take(&bucket).await;
+    let Keeping { keeper, task, stop } = keep(&bucket, &a);
+    let (wal, end) = records(BASE, Lsn(0), 1);
+    keeper.append(BASE, Tli(1), &wal).await.unwrap();
+    let sealed = tokio::time::timeout(Duration::from_secs(10), keeper.seal_now()).await;
+    assert_eq!(sealed.expect("it does not wait for the time of sealing").unwrap(), end);
+    stop.cancel();
+    task.await.unwrap().unwrap();
+}
+
+// Rules 2 and 7: beside `IndexWriter` and `deletion`; here with whole owners.
+
+#[tokio::test]
+async fn an_index_put_that_lands_after_its_wal_was_deleted_changes_nothing_for_the_next_owner() {
+    let (faulty, bucket) = bad_network();
+    let disk = tempfile::tempdir().unwrap();
+    import(&bucket, &disk).await;
+    let a = Server::start(&bucket).await;
+    faulty.once(Operation::Put, "index_part", Fault::Late);
+    let keeper = a.main().index().clone();
+    assert!(keeper.update(|_| {}).await.is_err(), "without retries the caller hears of it");
+    let end = a.receive(5).await;
+    a.main().checkpoint().await.unwrap();
+    a.main().seal_now().await.unwrap();
+    let late = faulty.land_late().await;
+    assert!(late.iter().all(|put| matches!(put, Err(BucketError::Precondition(_)))), "{late:?}");
+    let b = Server::start(&bucket).await;
+    assert_eq!(b.main().last_record_lsn(), end);
+}
+
+#[tokio::test]
+async fn a_deleted_timeline_stays_deleted_for_the_next_owner_and_its_name_is_refused() {
+    let (_, bucket) = bad_network();
+    let disk = tempfile::tempdir().unwrap();
+    import(&bucket, &disk).await;
+    let a = Server::start(&bucket).await;
+    let b = Server::start(&bucket).await;
+    let child = b.branch_at(BASE).await.unwrap();
+    b.tenants.delete_timeline(tenant().tenant, child.id()).await.unwrap();
+    assert!(deletion::is_buried(&*bucket, tenant(), child.id()).await.unwrap());
+    // A knows nothing of B and creates the same branch: it is not acknowledged, and comes back to nobody.
+    assert!(a.branch_at(BASE).await.is_err());
+    assert!(matches!(b.branch_at(BASE).await, Err(ChangeError::Buried(_))));
+    let c = Server::start(&bucket).await;
+    assert!(c.tenants.timeline(tenant().tenant, child.id()).is_err());
+    assert!(c.tenants.timeline(tenant().tenant, main_timeline()).is_ok());
+}
+
+#[tokio::test]
+async fn a_timeline_with_a_branch_is_not_deleted_even_if_the_branch_could_not_be_opened() {
+    let (_, bucket) = bad_network();
+    let disk = tempfile::tempdir().unwrap();
+    import(&bucket, &disk).await;
+    let a = Server::start(&bucket).await;
+    a.branch_at(BASE).await.unwrap();
+    // An object among the child's WAL that its index names and that is gone keeps it from opening.
+    let index = a.tenants.timeline(tenant().tenant, child_timeline()).unwrap().index().clone();
+    index
+        .update(|part| {
+            part.palimpsest.as_mut().unwrap().wal_objects.push(codec::index_part::WalObjectEntry {
+                tli: Tli(1),
+                start: BASE,
+                end: BASE.add(RECORD),
+                generation: Generation(1),
+                size: 1,
+            });
+        })
+        .await
+        .unwrap();
+    let b = Server::start(&bucket).await;
+    assert!(b.tenants.timeline(tenant().tenant, child_timeline()).is_err());
+    let deleted = b.tenants.delete_timeline(tenant().tenant, main_timeline()).await;
+    assert!(matches!(deleted, Err(ChangeError::HasChildren(..))), "{deleted:?}");
+    assert!(!deletion::is_buried(&*bucket, tenant(), main_timeline()).await.unwrap());
+}
+
+// Rule 3
+
+#[tokio::test]
+async fn an_owner_that_acknowledged_a_branch_has_its_own_indexes_so_an_older_owners_is_not_believed() {
+    let (_, bucket) = bad_network();
+    let disk = tempfile::tempdir().unwrap();
+    import(&bucket, &disk).await;
+    let a = Server::start(&bucket).await;
+    let b = Server::start(&bucket).await;
+    b.branch_at(BASE).await.unwrap();
+    let own = |timeline, server: &Server| {
+        let generation = server.tenants.tenant(tenant().tenant).unwrap().claim().generation();
+        ObjectPath::Index { tenant: tenant(), timeline, generation: Some(generation) }.to_string()
+    };
+    bucket.head(&own(main_timeline(), &b)).await.unwrap();
+    bucket.head(&own(child_timeline(), &b)).await.unwrap();
+    // A, unaware, puts an index of the parent that lacks what the child needs.
+    a.main().index().update(|part| part.layer_metadata.clear()).await.unwrap();
+    let c = take(&bucket).await;
+    let found = IndexStore::new(&c).find(main_timeline()).await.unwrap().unwrap();
+    assert_eq!(found.generation, Some(Generation(c.generation().0 - 1)));
+    assert!(!found.index.layer_metadata.is_empty());
+}
+
+// Rule 4
+
+#[tokio::test]
+async fn a_branch_in_the_tail_exists_only_after_the_parents_wal_is_stored_and_validated() {
+    let (faulty, bucket) = bad_network();
+    let disk = tempfile::tempdir().unwrap();
+    import(&bucket, &disk).await;
+    let a = Server::start(&bucket).await;
+    let end = a.receive(5).await;
+    let at = Lsn(end.0 - RECORD);
+    let (list_gate, mut list) = held();
+    faulty.once(Operation::List, "/claims/", Fault::Hold(list_gate));
+    let before = faulty.requests().len();
+    let branching = {
+        let tenants = a.tenants.clone();
+        let point = BranchPoint::Lsn(at);
+        tokio::spawn(async move {
+            tenants.branch(tenant().tenant, child_timeline(), main_timeline(), point).await
+        })
+    };
+    list.arrived().await;
+    assert_eq!(paths(&bucket, &wal_prefix(tenant(), main_timeline())).await.len(), 1);
+    assert!(paths(&bucket, &timeline_prefix(tenant(), child_timeline())).await.is_empty());
+    list.release();
+    branching.await.unwrap().unwrap();
+    let requests = faulty.requests().split_off(before);
+    let child_index = requests
+        .iter()
+        .position(|(op, path)| {
+            *op == Operation::Put && path.starts_with(&timeline_prefix(tenant(), child_timeline()))
+        })
+        .unwrap();
+    assert!(
+        requests[child_index..].iter().any(|(op, path)| *op == Operation::List && path.contains("/claims/")),
+        "a listing follows the child's index before it is acknowledged"
+    );
+    // The pod and the source are lost; the branch reads what it was promised.
+    let b = Server::start(&bucket).await;
+    let child = b.tenants.timeline(tenant().tenant, child_timeline()).unwrap();
+    assert_eq!((child.last_record_lsn(), b.main().last_record_lsn()), (at, end));
+}
+
+#[tokio::test]
+async fn a_branch_that_a_superseded_owner_was_asked_for_is_not_acknowledged() {
+    let (faulty, bucket) = bad_network();
+    let disk = tempfile::tempdir().unwrap();
+    import(&bucket, &disk).await;
+    let a = Server::start(&bucket).await;
+    let (put_gate, mut put) = held();
+    faulty.once(Operation::Put, "index_part", Fault::Hold(put_gate));
+    let branching = {
+        let tenants = a.tenants.clone();
+        let point = BranchPoint::Lsn(BASE);
+        tokio::spawn(async move {
+            tenants.branch(tenant().tenant, child_timeline(), main_timeline(), point).await
+        })
+    };
+    put.arrived().await;
+    take(&bucket).await;
+    put.release();
+    let error = branching.await.unwrap().err().expect("B may have listed before the index was there");
+    assert!(matches!(error, ChangeError::Validate(ValidateError::Superseded { .. })), "{error}");
+    let mut superseded = a.tenants.superseded();
+    superseded.wait_for(Option::is_some).await.unwrap();
+}
+
+// Rules 5 and 9
+
+#[tokio::test]
+async fn covered_wal_goes_only_after_the_index_that_covers_it_was_validated() {
+    let (faulty, bucket) = bad_network();
+    let disk = tempfile::tempdir().unwrap();
+    import(&bucket, &disk).await;
+    let a = Server::start(&bucket).await;
+    a.receive(5).await;
+    a.main().seal_now().await.unwrap();
+    let before = faulty.requests().len();
+    let end = a.main().checkpoint().await.unwrap();
+    assert_eq!(end, BASE.add(5 * RECORD));
+    let requests = faulty.requests().split_off(before);
+    let at = |wanted: Operation, part: &str| {
+        requests.iter().position(|(op, path)| *op == wanted && path.contains(part)).unwrap()
+    };
+    let layer = at(Operation::Put, "/timelines/");
+    let index = at(Operation::Put, "index_part");
+    let validated = at(Operation::List, "/claims/");
+    let deleted = at(Operation::Delete, "/wal/");
+    assert!(layer < index && index < validated && validated < deleted, "{requests:?}");
+    assert!(paths(&bucket, &wal_prefix(tenant(), main_timeline())).await.is_empty());
+}
+
+#[tokio::test]
+async fn an_owner_superseded_while_it_flushes_deletes_no_wal() {
+    let (faulty, bucket) = bad_network();
+    let disk = tempfile::tempdir().unwrap();
+    import(&bucket, &disk).await;
+    let a = Server::start(&bucket).await;
+    a.receive(5).await;
+    a.main().seal_now().await.unwrap();
+    let (put_gate, mut put) = held();
+    faulty.once(Operation::Put, "index_part", Fault::Hold(put_gate));
+    let main = a.main();
+    let flushing = tokio::spawn(async move { main.checkpoint().await });
+    put.arrived().await;
+    let b = Server::start(&bucket).await;
+    put.release();
+    assert!(flushing.await.unwrap().is_err());
+    assert_eq!(faulty.count(Operation::Delete, "/wal/"), 0);
+    assert_eq!(b.main().last_record_lsn(), BASE.add(5 * RECORD));
+}
+
+#[tokio::test]
+async fn wal_that_a_superseded_owner_puts_after_its_successor_listed_does_not_count() {
+    let (_, bucket) = bad_network();
+    let disk = tempfile::tempdir().unwrap();
+    import(&bucket, &disk).await;
+    let a = Server::start(&bucket).await;
+    let inherited = a.receive(5).await;
+    a.main().seal_now().await.unwrap();
+    let b = Server::start(&bucket).await;
+    a.receive(3).await;
+    assert!(a.main().seal_now().await.is_err(), "stored, but never reported");
+    // The orphan is in the bucket; B goes on from what it inherited.
+    assert_eq!(list_wal(&*bucket, tenant(), main_timeline()).await.unwrap().len(), 2);
+    let end = b.receive(1).await;
+    b.main().seal_now().await.unwrap();
+    assert_eq!(end, inherited.add(RECORD));
+    let c = Server::start(&bucket).await;
+    assert_eq!(c.main().last_record_lsn(), end);
+}
+
+#[tokio::test]
+async fn a_missing_inherited_wal_object_is_an_error_and_not_the_end_of_history() {
+    let (_, bucket) = bad_network();
+    let disk = tempfile::tempdir().unwrap();
+    import(&bucket, &disk).await;
+    let a = Server::start(&bucket).await;
+    a.receive(5).await;
+    a.main().seal_now().await.unwrap();
+    let b = Server::start(&bucket).await;
+    drop(b);
+    let wal = paths(&bucket, &wal_prefix(tenant(), main_timeline())).await;
+    bucket.delete(&wal).await.unwrap();
+    let c = Server::start(&bucket).await;
+    let error =
+        c.tenants.timeline(tenant().tenant, main_timeline()).err().expect("history would be cut short");
+    assert!(error.to_string().contains("missing"), "{error}");
+    let history = WalHistory { generation: None, inherited: Vec::new(), switches: vec![(Tli(1), BASE)] };
+    let nothing: Result<_, WalRunError> = contiguous_run(&history, Vec::new(), BASE);
+    assert!(nothing.unwrap().is_empty());
+}
+
+// Rule 10
+
+async fn write_layer(store: &LayerStore, value: &[u8]) -> Result<(), WriteLayerError> {
+    let mut image = store.begin_image().unwrap();
+    image.push(Key::CHECKPOINT, value).unwrap();
+    let name = LayerName::Image { keys: Key::ALL, lsn: BASE };
+    store.finish_image(image, name).await.map(drop)
+}
+
+#[tokio::test]
+async fn a_layer_is_put_again_with_equal_bytes_only() {
+    let (faulty, bucket) = bad_network();
+    let disk = tempfile::tempdir().unwrap();
+    let a = take(&bucket).await;
+    let store = layer_store(&bucket, &a, &disk);
+    faulty.once(Operation::Put, "/timelines/", Fault::LoseAnswer);
+    assert!(write_layer(&store, b"one").await.is_err());
+    write_layer(&store, b"one").await.unwrap();
+    let other = write_layer(&store, b"two").await;
+    assert!(matches!(other, Err(WriteLayerError::Bucket { source: BucketError::Precondition(_), .. })));
+}
+
+#[tokio::test]
+async fn a_layer_put_that_lands_late_does_not_replace_the_one_of_the_second_run() {
+    let (faulty, bucket) = bad_network();
+    let disk = tempfile::tempdir().unwrap();
+    let a = take(&bucket).await;
+    let store = layer_store(&bucket, &a, &disk);
+    // The local file of the first run is gone when its put lands, as after a crash: from memory then.
+    faulty.once(Operation::Put, "/timelines/", Fault::Late);
+    assert!(write_layer(&store, b"first").await.is_err());
+    write_layer(&store, b"second").await.unwrap();
+    let before = bucket.get(&paths(&bucket, "tenants/").await[0], None).await.unwrap();
+    assert!(faulty.land_late().await.iter().all(Result::is_err));
+    assert_eq!(bucket.get(&paths(&bucket, "tenants/").await[0], None).await.unwrap().bytes, before.bytes);
+}
+
+// Rule 14
+
+#[tokio::test]
+async fn a_layer_that_a_newer_owner_deleted_is_reconnect_and_one_that_is_lost_is_an_error() {
+    let (_, bucket) = bad_network();
+    let disk = tempfile::tempdir().unwrap();
+    import(&bucket, &disk).await;
+    let a = take(&bucket).await;
+    let found = IndexStore::new(&a).find(main_timeline()).await.unwrap().unwrap();
+    let keeper = IndexKeeper::new(a.clone(), main_timeline(), found);
+    let cold = tempfile::tempdir().unwrap();
+    let layers = keeper.facts().await.unwrap().layers(&layer_store(&bucket, &a, &cold)).unwrap();
+    let objects: Vec<String> = layers.iter().map(|layer| layer.object_path().to_owned()).collect();
+    bucket.delete(&objects).await.unwrap();
+    let lost = layers[0].image(Key::CHECKPOINT).await;
+    assert!(matches!(lost, Err(ReadError::Layer { .. })), "{lost:?}");
+    take(&bucket).await;
+    let superseded = layers[0].image(Key::CHECKPOINT).await;
+    assert!(matches!(superseded, Err(ReadError::Superseded)), "{superseded:?}");
+}
