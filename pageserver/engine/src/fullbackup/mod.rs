@@ -10,4 +10,4 @@ pub mod settings;
 pub mod stream;
 pub mod wal;
 
-pub use stream::{FullBackupError, FullBackupOptions, TarSink, write};
+pub use stream::{FullBackupError, FullBackupOptions, FullBackupReport, TarSink, write};
