@@ -11,5 +11,7 @@ pub mod libpq;
 pub mod logging;
 pub mod metrics;
 pub mod serve;
+pub mod served;
+pub mod source;
 pub mod supervisor;
 pub mod workdir;

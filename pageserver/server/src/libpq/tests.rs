@@ -376,7 +376,8 @@ async fn any_bytes_at_any_stage_end_a_session_in_time() {
         let framed = [&b"d"[..], &(4 + bytes.len() as u32).to_be_bytes(), &bytes].concat();
         for before in [&[][..], &start, &into_pagestream(3), &into_pagestream(2)] {
             for bytes in [&bytes, &framed] {
-                let session = garbage::session_of(&[before, bytes].concat());
+                let sent = [before, bytes].concat();
+                let session = garbage::session_of(&sent);
                 tokio::time::timeout(Duration::from_secs(10), session.map(drop)).await.expect("ends");
             }
         }

@@ -7,5 +7,7 @@
 pub mod base_backup;
 pub mod client;
 pub mod conninfo;
+pub mod followers;
+pub mod import;
 pub mod receiver;
 pub mod replication;
