@@ -11,6 +11,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
+use engine::bucket::BucketUrl;
 
 /// What stands before a setting's name in the environment.
 const ENVIRONMENT_PREFIX: &str = "PALIMPSEST_";
@@ -30,8 +31,8 @@ pub struct Config {
     #[arg(long, value_name = "URL", default_value = "")]
     pub s3_endpoint: String,
 
-    /// Region of the S3 bucket.
-    #[arg(long, value_name = "REGION", default_value = "us-east-1")]
+    /// Region of the S3 bucket. Empty: as `AWS_REGION` and the like say, with an endpoint of one's own `us-east-1`.
+    #[arg(long, value_name = "REGION", default_value = "")]
     pub s3_region: String,
 
     /// Number of this pageserver, as `/v1/status` answers it.
@@ -57,6 +58,38 @@ pub struct Config {
     /// How long a read may wait for WAL that has not arrived yet.
     #[arg(long, value_name = "DURATION", default_value = "300s")]
     pub wait_lsn_timeout: Span,
+
+    /// Memory for changes that are not in layers yet, of all timelines together. When it is short, sources have to wait.
+    #[arg(long, value_name = "BYTES", default_value = "512MiB")]
+    pub tail_memory: ByteCount,
+
+    /// Changes of one timeline that are gathered into one layer.
+    #[arg(long, value_name = "BYTES", default_value = "128MiB")]
+    pub layer_size: ByteCount,
+
+    /// Memory for parts of layers that were read.
+    #[arg(long, value_name = "BYTES", default_value = "256MiB")]
+    pub cache_memory: ByteCount,
+
+    /// Disk for parts of layers that were read or written. It is emptied at every start.
+    #[arg(long, value_name = "BYTES", default_value = "20GiB")]
+    pub cache_disk: ByteCount,
+
+    /// WAL goes to the bucket in objects of this size at most …
+    #[arg(long, value_name = "BYTES", default_value = "8MiB")]
+    pub wal_seal_bytes: ByteCount,
+
+    /// … or so long after the first commit in it: what losing the source and this server together can cost. 200ms to 10m.
+    #[arg(long, value_name = "DURATION", default_value = "5s")]
+    pub wal_seal_age: Span,
+
+    /// WAL without a commit may wait so long.
+    #[arg(long, value_name = "DURATION", default_value = "10m")]
+    pub wal_idle_seal_age: Span,
+
+    /// How often the source is told what it may forget, at most, unless it waits for that.
+    #[arg(long, value_name = "DURATION", default_value = "60s")]
+    pub wal_report_every: Span,
 
     /// Consecutive GetPage requests of a connection that are answered together at most.
     #[arg(long, value_name = "COUNT", default_value = "32")]
@@ -297,6 +330,46 @@ pub fn read(
 }
 
 impl Config {
+    /// Where history is kept, with the separate settings of S3 put in.
+    pub fn bucket_url(&self) -> BucketUrl {
+        let mut url = self.bucket.parse().expect("was validated");
+        if let BucketUrl::S3(location) = &mut url {
+            if !self.s3_endpoint.is_empty() {
+                location.endpoint = Some(self.s3_endpoint.clone());
+                location.path_style = true;
+                location.region.get_or_insert_with(|| "us-east-1".into());
+            }
+            if !self.s3_region.is_empty() {
+                location.region = Some(self.s3_region.clone());
+            }
+        }
+        url
+    }
+
+    /// Names and values of all settings, as `show` shows them.
+    pub fn shown(&self) -> Vec<(String, String)> {
+        let mut shown = vec![
+            ("server_version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+            ("id".into(), self.id.to_string()),
+            ("bucket".into(), self.bucket.clone()),
+            ("workdir".into(), self.workdir.display().to_string()),
+            ("max_connections".into(), self.max_connections.to_string()),
+            ("max_batch_size".into(), self.max_batch_size.to_string()),
+            ("idle_timeout".into(), self.idle_timeout.to_string()),
+            ("wait_lsn_timeout".into(), self.wait_lsn_timeout.to_string()),
+            ("tail_memory".into(), self.tail_memory.to_string()),
+            ("layer_size".into(), self.layer_size.to_string()),
+            ("cache_memory".into(), self.cache_memory.to_string()),
+            ("cache_disk".into(), self.cache_disk.to_string()),
+            ("wal_seal_bytes".into(), self.wal_seal_bytes.to_string()),
+            ("wal_seal_age".into(), self.wal_seal_age.to_string()),
+            ("wal_idle_seal_age".into(), self.wal_idle_seal_age.to_string()),
+            ("wal_report_every".into(), self.wal_report_every.to_string()),
+        ];
+        shown.sort();
+        shown
+    }
+
     /// The defaults.
     pub fn defaults() -> Config {
         CommandLine::try_parse_from(["pageserver"]).expect("the defaults parse, as a test shows").config
@@ -304,8 +377,23 @@ impl Config {
 
     fn validate(&self) -> Result<(), ConfigError> {
         let invalid = |name, reason: &str| Err(ConfigError::Invalid { name, reason: reason.into() });
-        if !(self.bucket.starts_with("file:///") || self.bucket.starts_with("s3://")) {
-            return invalid("bucket", "expected file:///directory or s3://bucket/prefix");
+        if let Err(error) = self.bucket.parse::<BucketUrl>() {
+            return invalid("bucket", &error.to_string());
+        }
+        if !(Duration::from_millis(200)..=Duration::from_secs(600)).contains(&self.wal_seal_age.0) {
+            return invalid("wal_seal_age", "expected 200ms to 10m");
+        }
+        for (name, value) in [
+            ("tail_memory", self.tail_memory),
+            ("layer_size", self.layer_size),
+            ("cache_memory", self.cache_memory),
+            ("cache_disk", self.cache_disk),
+            ("wal_seal_bytes", self.wal_seal_bytes),
+        ] {
+            // Below this nothing works; above it no machine is.
+            if !(ByteCount(64 << 10)..=ByteCount(1 << 50)).contains(&value) {
+                return invalid(name, "expected 64KiB to 1024TiB");
+            }
         }
         if !(1..=1024).contains(&self.max_batch_size) {
             return invalid("max_batch_size", "expected 1 to 1024");

@@ -3,10 +3,12 @@
 //! Wire formats, HTTP bodies and environment variables stop here; further in there are only nouns. This crate decides nothing about
 //! history: it turns requests into calls of the engine, answers into bytes, and a Postgres' replication stream into WAL for the engine.
 //!
-//! Reading order: [`config`], [`serve`] (the process from start to end), [`supervisor`], [`workdir`], [`logging`], [`metrics`].
+//! Reading order: [`config`], [`serve`] (the process from start to end), [`libpq`] over [`histories`] and [`served`], [`source`] (where WAL
+//! comes from), [`http`], [`supervisor`], [`workdir`], [`logging`], [`metrics`].
 
 pub mod config;
 pub mod histories;
+pub mod http;
 pub mod libpq;
 pub mod logging;
 pub mod metrics;

@@ -244,11 +244,12 @@ fn passfile_entry(file: &str, wanted: [&str; 4]) -> Option<String> {
         let mut fields = vec![String::new()];
         let mut characters = line.chars();
         while let Some(character) = characters.next() {
+            let count = fields.len();
             let field = fields.last_mut().expect("starts with one field");
             match character {
                 '\\' => field.extend(characters.next()),
                 // The password may have colons.
-                ':' if fields.len() < 5 => fields.push(String::new()),
+                ':' if count < 5 => fields.push(String::new()),
                 character => field.push(character),
             }
         }

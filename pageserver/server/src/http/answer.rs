@@ -1,0 +1,103 @@
+//! Answers that are errors: a status and `{"msg": "…"}`.
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use engine::as_of::ReadError;
+use engine::claim::ValidateError;
+use engine::tenant::{ChangeError, NotFound};
+use serde_json::json;
+
+use crate::libpq::pagestream::chain;
+use crate::source::followers::FollowRequestError;
+use crate::source::import::ImportFailure;
+
+/// A request that was not done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// How it failed.
+    pub status: StatusCode,
+    /// Why.
+    pub msg: String,
+}
+
+impl Refused {
+    /// With a status and a text.
+    pub fn new(status: StatusCode, msg: impl Into<String>) -> Self {
+        Refused { status, msg: msg.into() }
+    }
+
+    /// 400.
+    pub fn bad_request(msg: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, msg)
+    }
+
+    fn conflict(msg: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::CONFLICT, format!("Conflict: {msg}"))
+    }
+
+    fn precondition(msg: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::PRECONDITION_FAILED, format!("Precondition failed: {msg}"))
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        (self.status, Json(json!({ "msg": self.msg }))).into_response()
+    }
+}
+
+impl From<NotFound> for Refused {
+    fn from(error: NotFound) -> Self {
+        match &error {
+            NotFound::Tenant(tenant) => Self::new(StatusCode::NOT_FOUND, format!("NotFound: tenant {tenant}")),
+            NotFound::Timeline(_) => Self::new(StatusCode::NOT_FOUND, format!("NotFound: {error}")),
+            NotFound::Importing(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
+            NotFound::Broken { .. } => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+        }
+    }
+}
+
+impl From<ReadError> for Refused {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Superseded | ReadError::Stopping => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+            }
+            error => Self::new(StatusCode::INTERNAL_SERVER_ERROR, chain(&error)),
+        }
+    }
+}
+
+impl From<ChangeError> for Refused {
+    fn from(error: ChangeError) -> Self {
+        match error {
+            ChangeError::NotFound(error) => error.into(),
+            ChangeError::Refused(reason) => Self::new(StatusCode::NOT_ACCEPTABLE, reason),
+            ChangeError::TenantExists(_) | ChangeError::Conflict(_) | ChangeError::Buried(_) => {
+                Self::conflict(error)
+            }
+            ChangeError::HasChildren(..) => Self::precondition(error),
+            ChangeError::Validate(ValidateError::Superseded { .. }) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+            }
+            ChangeError::Read(error) => error.into(),
+            error => Self::new(StatusCode::INTERNAL_SERVER_ERROR, chain(&error)),
+        }
+    }
+}
+
+impl From<FollowRequestError> for Refused {
+    fn from(error: FollowRequestError) -> Self {
+        match error {
+            FollowRequestError::ConnInfo(error) => Self::bad_request(error.to_string()),
+            FollowRequestError::Change(error) | FollowRequestError::Import(ImportFailure::Change(error)) => {
+                error.into()
+            }
+            error @ FollowRequestError::OtherCluster { .. } => Self::precondition(error),
+            error @ FollowRequestError::Import(ImportFailure::Standby) => Self::precondition(error),
+            // The source is away or says no: nothing of ours is wrong, trying again may help.
+            error => Self::new(StatusCode::SERVICE_UNAVAILABLE, chain(&error)),
+        }
+    }
+}

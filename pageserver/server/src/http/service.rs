@@ -1,0 +1,349 @@
+//! Routes and what they do.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request, State};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, put};
+use axum::{Router, serve::Listener};
+use engine::budget::TailBudget;
+use engine::chunk_cache::ChunkCache;
+use engine::tenant::{BranchPoint, Tenant, Tenants};
+use model::{Lsn, PgTimestamp, TenantShardId, TimelineId};
+use prometheus::Registry;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+use super::answer::Refused;
+use super::metrics::EngineMetrics;
+use super::timelines::{id_of, layer_map_json, parse_rfc3339, tenant_json, timeline_json};
+use crate::metrics::{self, ProcessMetrics};
+use crate::source::followers::Followers;
+use crate::supervisor::Supervisor;
+
+/// Most bytes of a request's body: all are small.
+const BODY_LIMIT: usize = 64 << 10;
+/// How long a request may take. The slowest asks a source who it is and puts an index.
+const REQUEST_LIMIT: Duration = Duration::from_secs(90);
+
+/// What requests work on.
+pub struct Api {
+    /// Of this pageserver.
+    pub id: u64,
+    /// The engine.
+    pub tenants: Tenants,
+    /// Sources.
+    pub followers: Followers,
+    /// Tasks.
+    pub supervisor: Supervisor,
+    /// Local copies, for their counters.
+    pub cache: Arc<ChunkCache>,
+    /// Memory of tails, for its counters.
+    pub budget: Arc<TailBudget>,
+    /// Counters.
+    pub registry: Registry,
+    /// Counters that are refreshed at a scrape.
+    pub process: ProcessMetrics,
+    /// The same.
+    pub engine: EngineMetrics,
+    /// When the process started.
+    pub launched: SystemTime,
+}
+
+type Answer = Result<Response, Refused>;
+type Shared = State<Arc<Api>>;
+
+/// Accepts for [`axum::serve`] from a listener that outlives it, so that a restarted task listens on.
+struct Accept(Arc<TcpListener>);
+
+impl Listener for Accept {
+    type Io = TcpStream;
+    type Addr = std::net::SocketAddr;
+
+    async fn accept(&mut self) -> (TcpStream, Self::Addr) {
+        loop {
+            match self.0.accept().await {
+                Ok(accepted) => return accepted,
+                Err(error) => {
+                    tracing::warn!("cannot accept an HTTP connection: {error}");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        self.0.local_addr()
+    }
+}
+
+/// Serves until told to stop, then lets requests in progress end.
+pub async fn run(api: Arc<Api>, listener: Arc<TcpListener>, stop: CancellationToken) -> io::Result<()> {
+    axum::serve(Accept(listener), routes(api)).with_graceful_shutdown(stop.cancelled_owned()).await
+}
+
+fn routes(api: Arc<Api>) -> Router {
+    let timeline = "/v1/tenant/{tenant}/timeline/{timeline}";
+    let launched: HeaderValue =
+        super::timelines::rfc3339(api.launched).try_into().expect("a time is a header's value");
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/tasks", get(tasks))
+        .route("/metrics", get(scrape))
+        .route("/v1/tenant", get(list_tenants).post(create_tenant))
+        .route("/v1/tenant/{tenant}", get(tenant_detail))
+        .route("/v1/tenant/{tenant}/timeline", get(list_timelines).post(create_timeline))
+        .route(timeline, get(timeline_detail).delete(delete_timeline))
+        .route(&format!("{timeline}/primary"), put(follow_primary))
+        .route(&format!("{timeline}/get_lsn_by_timestamp"), get(lsn_by_timestamp))
+        .route(&format!("{timeline}/layer"), get(layer_map))
+        .route(&format!("{timeline}/checkpoint"), put(checkpoint))
+        .fallback(async || Refused::new(StatusCode::NOT_FOUND, "page not found"))
+        .method_not_allowed_fallback(async || {
+            Refused::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")
+        })
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(middleware::from_fn(move |request: Request, next: Next| {
+            let launched = launched.clone();
+            async move {
+                let id = request.headers().get("x-request-id").cloned();
+                let mut answer = tokio::time::timeout(REQUEST_LIMIT, next.run(request)).await.unwrap_or_else(|_| {
+                    Refused::new(StatusCode::REQUEST_TIMEOUT, "the request took too long").into_response()
+                });
+                let headers = answer.headers_mut();
+                headers.insert(HeaderName::from_static("pageserver_launch_timestamp"), launched);
+                let id = id.unwrap_or_else(|| {
+                    hex::encode(rand::random::<[u8; 8]>()).try_into().expect("hexadecimal is a header's value")
+                });
+                headers.insert(HeaderName::from_static("x-request-id"), id);
+                answer
+            }
+        }))
+        .with_state(api)
+}
+
+/// Like axum's own extractors, but what is wrong is said in our form.
+struct Body<T>(T);
+
+impl<T: serde::de::DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = Refused;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Refused> {
+        let parsed: Result<axum::Json<T>, JsonRejection> = axum::Json::from_request(request, state).await;
+        parsed.map(|axum::Json(body)| Body(body)).map_err(|error| Refused::new(error.status(), error.body_text()))
+    }
+}
+
+/// Ids in the path.
+struct Ids<T>(T);
+
+impl<T: serde::de::DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Ids<T> {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut axum::http::request::Parts, state: &S) -> Result<Self, Refused> {
+        let parsed: Result<Path<T>, PathRejection> = Path::from_request_parts(parts, state).await;
+        parsed.map(|Path(ids)| Ids(ids)).map_err(|error| Refused::bad_request(error.body_text()))
+    }
+}
+
+/// Parameters after `?`.
+struct Parameters<T>(T);
+
+impl<T: serde::de::DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Parameters<T> {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut axum::http::request::Parts, state: &S) -> Result<Self, Refused> {
+        let parsed: Result<Query<T>, QueryRejection> = Query::from_request_parts(parts, state).await;
+        parsed.map(|Query(query)| Parameters(query)).map_err(|error| Refused::bad_request(error.body_text()))
+    }
+}
+
+fn json_answer(status: StatusCode, body: Value) -> Response {
+    (status, axum::Json(body)).into_response()
+}
+
+fn ok(body: Value) -> Answer {
+    Ok(json_answer(StatusCode::OK, body))
+}
+
+async fn status(State(api): Shared) -> Answer {
+    ok(json!({ "id": api.id }))
+}
+
+async fn tasks(State(api): Shared) -> Answer {
+    ok(json!(api.supervisor.list()))
+}
+
+async fn scrape(State(api): Shared) -> Response {
+    api.process.refresh();
+    api.engine.refresh(&api.tenants, &api.followers, &api.cache, &api.budget);
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics::text(&api.registry)).into_response()
+}
+
+fn tenant_of(api: &Api, shard: TenantShardId) -> Result<Arc<Tenant>, Refused> {
+    let absent = || Refused::new(StatusCode::NOT_FOUND, format!("NotFound: tenant {shard}"));
+    let tenant = api.tenants.tenant(shard.tenant).map_err(|_| absent())?;
+    if tenant.shard() == shard { Ok(tenant) } else { Err(absent()) }
+}
+
+async fn list_tenants(State(api): Shared) -> Answer {
+    ok(api.tenants.list().iter().map(tenant_json).collect())
+}
+
+#[derive(Deserialize)]
+struct CreateTenant {
+    new_tenant_id: TenantShardId,
+}
+
+async fn create_tenant(State(api): Shared, Body(request): Body<CreateTenant>) -> Answer {
+    api.tenants.create_tenant(request.new_tenant_id.tenant).await?;
+    Ok(json_answer(StatusCode::CREATED, json!(request.new_tenant_id)))
+}
+
+async fn tenant_detail(State(api): Shared, Ids(shard): Ids<TenantShardId>) -> Answer {
+    let tenant = tenant_of(&api, shard)?;
+    let info = api.tenants.list().into_iter().find(|info| info.id == shard);
+    let mut detail = info.as_ref().map_or(Value::Null, tenant_json);
+    detail["walredo"] = Value::Null;
+    detail["timelines"] = tenant.list().iter().map(|state| json!(id_of(state))).collect();
+    ok(detail)
+}
+
+async fn list_timelines(State(api): Shared, Ids(shard): Ids<TenantShardId>) -> Answer {
+    let tenant = tenant_of(&api, shard)?;
+    ok(tenant.list().iter().map(|state| timeline_json(&tenant, state, &api.followers)).collect())
+}
+
+/// How a timeline comes to be: as a branch, or from a running primary.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CreateTimeline {
+    new_timeline_id: TimelineId,
+    ancestor_timeline_id: Option<TimelineId>,
+    ancestor_start_lsn: Option<Lsn>,
+    /// RFC 3339; instead of an LSN.
+    ancestor_start_timestamp: Option<String>,
+    primary: Option<Primary>,
+    /// Accepted and not looked at: a branch has its ancestor's, an import its source's.
+    #[serde(rename = "pg_version")]
+    _pg_version: Option<u32>,
+    /// Accepted and not looked at: nothing distinguishes such timelines here.
+    #[serde(rename = "read_only")]
+    _read_only: Option<bool>,
+}
+
+/// A Postgres to import and to follow.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Primary {
+    /// In either form that libpq takes.
+    dsn: String,
+}
+
+async fn create_timeline(
+    State(api): Shared,
+    Ids(shard): Ids<TenantShardId>,
+    Body(request): Body<CreateTimeline>,
+) -> Answer {
+    let new = request.new_timeline_id;
+    match (request.ancestor_timeline_id, request.primary) {
+        (Some(ancestor), None) => {
+            let point = match (request.ancestor_start_lsn, &request.ancestor_start_timestamp) {
+                (None, None) => BranchPoint::Tip,
+                (Some(lsn), None) => BranchPoint::Lsn(lsn),
+                (None, Some(time)) => BranchPoint::Time(timestamp(time)?),
+                (Some(_), Some(_)) => {
+                    return Err(Refused::bad_request("an LSN and a timestamp: give one"));
+                }
+            };
+            tenant_of(&api, shard)?;
+            api.tenants.branch(shard.tenant, new, ancestor, point).await?;
+        }
+        (None, Some(primary)) => {
+            if shard != TenantShardId::unsharded(shard.tenant) {
+                return Err(Refused::bad_request("a primary can only feed a tenant that is not sharded"));
+            }
+            api.tenants.create_tenant(shard.tenant).await?;
+            api.followers.create(shard.tenant, new, &primary.dsn).await?;
+        }
+        _ => {
+            return Err(Refused::bad_request(
+                "a timeline is a branch (ancestor_timeline_id) or follows a primary (primary.dsn): give one",
+            ));
+        }
+    }
+    Ok(json_answer(StatusCode::CREATED, one_timeline(&api, shard, new)?))
+}
+
+fn one_timeline(api: &Api, shard: TenantShardId, timeline: TimelineId) -> Result<Value, Refused> {
+    let tenant = tenant_of(api, shard)?;
+    let state = tenant.list().into_iter().find(|state| id_of(state) == timeline).ok_or_else(|| {
+        Refused::new(StatusCode::NOT_FOUND, format!("NotFound: Timeline {shard}/{timeline} was not found"))
+    })?;
+    Ok(timeline_json(&tenant, &state, &api.followers))
+}
+
+type TimelinePath = Ids<(TenantShardId, TimelineId)>;
+
+async fn timeline_detail(State(api): Shared, Ids((shard, timeline)): TimelinePath) -> Answer {
+    ok(one_timeline(&api, shard, timeline)?)
+}
+
+async fn delete_timeline(State(api): Shared, Ids((shard, timeline)): TimelinePath) -> Answer {
+    one_timeline(&api, shard, timeline)?;
+    api.tenants.delete_timeline(shard.tenant, timeline).await?;
+    api.followers.stop(timeline);
+    Ok(json_answer(StatusCode::ACCEPTED, Value::Null))
+}
+
+async fn follow_primary(
+    State(api): Shared,
+    Ids((shard, timeline)): TimelinePath,
+    Body(primary): Body<Primary>,
+) -> Answer {
+    let open = tenant_of(&api, shard)?.timeline(timeline)?;
+    api.followers.attach(&open, &primary.dsn).await?;
+    ok(one_timeline(&api, shard, timeline)?)
+}
+
+#[derive(Deserialize)]
+struct AtTime {
+    timestamp: String,
+}
+
+fn timestamp(text: &str) -> Result<PgTimestamp, Refused> {
+    parse_rfc3339(text)
+        .map(PgTimestamp::from_system_time)
+        .ok_or_else(|| Refused::bad_request(format!("{text:?} is not a time in RFC 3339")))
+}
+
+async fn lsn_by_timestamp(
+    State(api): Shared,
+    Ids((shard, timeline)): TimelinePath,
+    Parameters(at): Parameters<AtTime>,
+) -> Answer {
+    let time = timestamp(&at.timestamp)?;
+    let open = tenant_of(&api, shard)?.timeline(timeline)?;
+    ok(json!(open.lsn_at(time).await?))
+}
+
+async fn layer_map(State(api): Shared, Ids((shard, timeline)): TimelinePath) -> Answer {
+    let open = tenant_of(&api, shard)?.timeline(timeline)?;
+    ok(layer_map_json(&open.info(), &open.index().part().await))
+}
+
+async fn checkpoint(State(api): Shared, Ids((shard, timeline)): TimelinePath) -> Answer {
+    let open = tenant_of(&api, shard)?.timeline(timeline)?;
+    let lsn = open
+        .checkpoint()
+        .await
+        .map_err(|error| Refused::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    ok(json!({ "disk_consistent_lsn": lsn }))
+}

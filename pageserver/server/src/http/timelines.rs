@@ -1,0 +1,163 @@
+//! What tenants and timelines look like as JSON.
+
+use std::time::{Duration, SystemTime};
+
+use codec::index_part::IndexPart;
+use engine::tenant::{Tenant, TenantInfo, TimelineState};
+use engine::timeline::TimelineInfo;
+use model::{LayerName, TenantShardId, TimelineId};
+use serde_json::{Value, json};
+
+use crate::source::followers::Followers;
+
+/// A tenant, in lists and details.
+pub fn tenant_json(info: &TenantInfo) -> Value {
+    json!({
+        "id": info.id,
+        "state": {"slug": "Active"},
+        "current_physical_size": null,
+        "attachment_status": {"slug": "attached"},
+        "generation": info.generation.0,
+    })
+}
+
+/// A timeline as the tenant knows it, whatever its state.
+pub fn timeline_json(tenant: &Tenant, state: &TimelineState, followers: &Followers) -> Value {
+    let absent = |timeline: TimelineId, state: Value| {
+        json!({
+            "tenant_id": tenant.shard(),
+            "timeline_id": timeline,
+            "state": state,
+            "walreceiver_status": followers.status(timeline),
+            "wal_source_connstr": followers.source(timeline),
+        })
+    };
+    match state {
+        TimelineState::Active(info) => active_json(tenant.shard(), info, followers),
+        TimelineState::Importing { timeline, .. } => absent(*timeline, json!("Loading")),
+        TimelineState::Broken { timeline, reason, .. } => {
+            absent(*timeline, json!({"Broken": {"reason": reason, "backtrace": ""}}))
+        }
+    }
+}
+
+/// Which timeline a state is of.
+pub fn id_of(state: &TimelineState) -> TimelineId {
+    match state {
+        TimelineState::Active(info) => info.facts.timeline,
+        TimelineState::Importing { timeline, .. } | TimelineState::Broken { timeline, .. } => *timeline,
+    }
+}
+
+fn active_json(tenant: TenantShardId, info: &TimelineInfo, followers: &Followers) -> Value {
+    let facts = &info.facts;
+    let id = facts.timeline;
+    let (ancestor, ancestor_lsn) = facts.ancestor.unzip();
+    json!({
+        "tenant_id": tenant,
+        "timeline_id": id,
+        "ancestor_timeline_id": ancestor,
+        "ancestor_lsn": ancestor_lsn,
+        "last_record_lsn": info.last_record_lsn,
+        "prev_record_lsn": info.prev_record_lsn,
+        "applied_gc_cutoff_lsn": facts.readable_from,
+        "min_readable_lsn": facts.readable_from,
+        "disk_consistent_lsn": info.disk_consistent_lsn,
+        "remote_consistent_lsn": info.remote_consistent_lsn,
+        "remote_consistent_lsn_visible": info.remote_consistent_lsn,
+        "initdb_lsn": facts.initdb_lsn,
+        "current_physical_size": info.remote_physical_size,
+        "wal_source_connstr": followers.source(id),
+        "pg_version": facts.pg,
+        "state": if info.error.is_some() { json!({"Broken": {"reason": info.error, "backtrace": ""}}) } else { json!("Active") },
+        "walreceiver_status": followers.status(id),
+        "is_archived": false,
+        "rel_size_migration": "migrated",
+        "is_invisible": false,
+        // Ours: where received WAL is.
+        "system_identifier": facts.system_identifier.to_string(),
+        "wal_segment_size": facts.wal_segment_size,
+        "wal_received_lsn": info.wal_received_lsn,
+        "wal_stored_lsn": info.wal_stored_lsn,
+        "wal_flushed_lsn": info.wal_flushed_lsn,
+        "wal_objects": info.wal_objects,
+        "layers": info.layers,
+        "tail_bytes": info.tail_bytes,
+        "newest_commit": info.newest_commit.map(|time| rfc3339(time.to_system_time())),
+    })
+}
+
+/// The layer map: what is in the tail, and every layer that the index names.
+pub fn layer_map_json(info: &TimelineInfo, part: &IndexPart) -> Value {
+    let access = json!({"access_time": 0, "residence_time": 0, "visible": true});
+    let layers: Vec<Value> = part
+        .layer_metadata
+        .iter()
+        .map(|(name, metadata)| {
+            let mut layer = json!({
+                "layer_file_name": name.to_string(),
+                "layer_file_size": metadata.file_size,
+                "remote": true,
+                "access_stats": access,
+            });
+            match name {
+                LayerName::Delta { lsns, .. } => {
+                    layer["kind"] = json!("Delta");
+                    layer["lsn_start"] = json!(lsns.start);
+                    layer["lsn_end"] = json!(lsns.end);
+                    layer["l0"] = json!(true);
+                }
+                LayerName::Image { lsn, .. } => {
+                    layer["kind"] = json!("Image");
+                    layer["lsn_start"] = json!(lsn);
+                }
+            }
+            layer
+        })
+        .collect();
+    let open: &[Value] = &[json!({"kind": "Open", "lsn_start": info.disk_consistent_lsn})];
+    let in_memory = if info.tail_bytes > 0 { open } else { &[] };
+    json!({"in_memory_layers": in_memory, "historic_layers": layers})
+}
+
+/// An instant in RFC 3339, UTC, milliseconds.
+pub fn rfc3339(time: SystemTime) -> String {
+    humantime::format_rfc3339_millis(time).to_string()
+}
+
+/// An instant from RFC 3339 with any offset.
+pub fn parse_rfc3339(text: &str) -> Option<SystemTime> {
+    // A `+` in a query arrives as a space when the client did not encode it.
+    let text = text.trim().replace(' ', "+");
+    if text.ends_with(['Z', 'z']) {
+        return humantime::parse_rfc3339(&text.to_ascii_uppercase()).ok();
+    }
+    let at = text.len().checked_sub(6)?;
+    let (local, offset) = (text.get(..at)?, text.get(at..)?);
+    let (hours, minutes) = offset.get(1..)?.split_once(':')?;
+    let minutes = hours.parse::<u64>().ok()? * 60 + minutes.parse::<u64>().ok()?;
+    let distance = Duration::from_secs(minutes * 60);
+    let local = humantime::parse_rfc3339(&format!("{local}Z")).ok()?;
+    match offset.as_bytes()[0] {
+        b'+' => local.checked_sub(distance),
+        b'-' => local.checked_add(distance),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instants_have_any_offset() {
+        let utc = parse_rfc3339("2026-01-02T03:04:05.5Z").unwrap();
+        assert_eq!(rfc3339(utc), "2026-01-02T03:04:05.500Z");
+        assert_eq!(parse_rfc3339("2026-01-02T05:04:05.5+02:00"), Some(utc));
+        assert_eq!(parse_rfc3339("2026-01-02T05:04:05.5 02:00"), Some(utc));
+        assert_eq!(parse_rfc3339("2026-01-01T23:34:05.5-03:30"), Some(utc));
+        for bad in ["", "now", "2026-01-02", "2026-01-02T03:04:05", "2026-01-02T03:04:05+aa:bb", "ä+01:00"] {
+            assert_eq!(parse_rfc3339(bad), None, "{bad:?}");
+        }
+    }
+}
