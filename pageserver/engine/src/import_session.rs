@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
-use codec::index_part::{Import, IndexPart, LayerMetadata, Source, TimelineMetadata, TliStart, Unknown, UtcTime};
+use codec::index_part::{
+    Import, IndexPart, LayerMetadata, Source, TimelineMetadata, TliStart, Unknown, UtcTime,
+};
 use model::{Key, KeyRange, LayerName, Lsn, PgMajor, TimelineId, Tli, WalSegmentSize};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -78,9 +80,19 @@ impl ImportSession {
         found: Option<Arc<IndexKeeper>>,
     ) -> Result<ImportSession, ChangeError> {
         let attempt = hex::encode(rand::random::<u128>().to_be_bytes());
-        let mut ours = vanilla_extension(plan.system_identifier, plan.wal_segment_size, plan.data_checksums, plan.tli, Lsn::INVALID);
+        let mut ours = vanilla_extension(
+            plan.system_identifier,
+            plan.wal_segment_size,
+            plan.data_checksums,
+            plan.tli,
+            Lsn::INVALID,
+        );
         ours.source = plan.source.clone();
-        ours.import = Some(Import { attempt, started_at: UtcTime::from_system_time(SystemTime::now()), unknown: Unknown::new() });
+        ours.import = Some(Import {
+            attempt,
+            started_at: UtcTime::from_system_time(SystemTime::now()),
+            unknown: Unknown::new(),
+        });
         let metadata = TimelineMetadata {
             disk_consistent_lsn: Lsn::INVALID,
             prev_record_lsn: None,
@@ -132,10 +144,16 @@ impl ImportSession {
         let mut leftovers = Vec::new();
         let mut after: Option<String> = None;
         loop {
-            let page = bucket.list(ListRequest { prefix: &prefix, after: after.as_deref(), ..ListRequest::default() }).await?;
-            leftovers.extend(page.objects.into_iter().map(|object| object.path).filter(|path| match path.parse() {
-                Ok(ObjectPath::Layer { name, .. }) => name.generation.is_some_and(|generation| generation < own),
-                _ => false,
+            let page = bucket
+                .list(ListRequest { prefix: &prefix, after: after.as_deref(), ..ListRequest::default() })
+                .await?;
+            leftovers.extend(page.objects.into_iter().map(|object| object.path).filter(|path| {
+                match path.parse() {
+                    Ok(ObjectPath::Layer { name, .. }) => {
+                        name.generation.is_some_and(|generation| generation < own)
+                    }
+                    _ => false,
+                }
             }));
             match page.next {
                 Some(next) => after = Some(next),

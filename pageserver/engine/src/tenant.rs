@@ -62,7 +62,10 @@ pub struct Tenant {
 enum Slot {
     Open(Timeline),
     /// Its base is not there yet; nothing can be read. `running` while an import of this process is at it.
-    Importing { index: Option<Arc<IndexKeeper>>, running: bool },
+    Importing {
+        index: Option<Arc<IndexKeeper>>,
+        running: bool,
+    },
     /// It could not be opened, or its tasks ended.
     Broken(Arc<str>),
 }
@@ -182,6 +185,16 @@ pub enum TimelineState {
         /// Why.
         reason: Arc<str>,
     },
+}
+
+impl TimelineState {
+    /// Which timeline.
+    pub fn id(&self) -> TimelineId {
+        match self {
+            TimelineState::Active(info) => info.facts.timeline,
+            TimelineState::Importing { timeline } | TimelineState::Broken { timeline, .. } => *timeline,
+        }
+    }
 }
 
 impl Tenants {
@@ -451,7 +464,12 @@ impl Tenants {
     }
 
     /// Begins to import a timeline's base. A name whose earlier import did not finish may be used again; nothing of that one remains.
-    pub async fn begin_import(&self, tenant: TenantId, new: TimelineId, plan: ImportPlan) -> Result<ImportSession, ChangeError> {
+    pub async fn begin_import(
+        &self,
+        tenant: TenantId,
+        new: TimelineId,
+        plan: ImportPlan,
+    ) -> Result<ImportSession, ChangeError> {
         let tenant = self.tenant(tenant)?;
         let _one = tenant.changing.lock().await;
         let found = match tenant.slot(new) {

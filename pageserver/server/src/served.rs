@@ -4,13 +4,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use codec::history::TimelineHistory;
-use codec::index_part::Restore;
 use engine::as_of::ReadError;
-use engine::fullbackup::{self, FullBackupError, FullBackupOptions, TarSink};
+use engine::fullbackup::{FullBackupError, TarSink};
 use engine::tenant::Tenants;
+use engine::timeline::restore::RestoreError;
 use engine::timeline::{Timeline, WaitError};
-use model::{Lsn, RelTag, SlruKind, TenantId, TimelineId, Tli};
+use model::{Lsn, RelTag, SlruKind, TenantId, TimelineId};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 
 use crate::histories::{
@@ -84,12 +83,7 @@ impl History for ServedTimeline {
         self.timeline.db_size(db, lsn).await
     }
 
-    async fn slru_segment(
-        &self,
-        kind: SlruKind,
-        segment: u32,
-        lsn: Lsn,
-    ) -> Result<Option<Bytes>, ReadError> {
+    async fn slru_segment(&self, kind: SlruKind, segment: u32, lsn: Lsn) -> Result<Option<Bytes>, ReadError> {
         self.timeline.slru_segment(kind, segment, lsn).await
     }
 
@@ -102,51 +96,17 @@ impl History for ServedTimeline {
         if kind != BackupKind::Full {
             return Err(BackupFailure::Failed("base backups for remote pages are not offered yet".into()));
         }
-        let options = self.backup_options(lsn).await?;
-        let view = self.timeline.at(lsn);
-        match fullbackup::write(&view, &options, &mut TarTo(out)).await {
+        let (last, prev) = self.timeline.last_and_prev();
+        let prev = Some(prev).filter(|prev| last == lsn && prev.is_valid());
+        match self.timeline.full_backup(lsn, prev, &mut TarTo(out)).await {
             Ok(report) => {
                 tracing::info!(timeline = %self.timeline.id(), %lsn, bytes = report.bytes, "sent a full backup");
                 Ok(())
             }
-            Err(FullBackupError::Sink(error)) => Err(BackupFailure::Send(error)),
-            Err(FullBackupError::Read(error)) => Err(BackupFailure::Read(error)),
+            Err(RestoreError::Write(FullBackupError::Sink(error))) => Err(BackupFailure::Send(error)),
+            Err(RestoreError::Write(FullBackupError::Read(error))) => Err(BackupFailure::Read(error)),
             Err(error) => Err(BackupFailure::Failed(Box::new(error))),
         }
-    }
-}
-
-impl ServedTimeline {
-    /// Notes the backup in the index before it is handed out: two of one LSN have the same system identifier and Postgres timeline, and
-    /// only the nonce tells which of them later streams its WAL back.
-    async fn backup_options(&self, lsn: Lsn) -> Result<FullBackupOptions, BackupFailure> {
-        let failed = |error: Box<dyn std::error::Error + Send + Sync>| BackupFailure::Failed(error);
-        let index = self.timeline.index();
-        let part = index.part().await;
-        let switches = part.palimpsest.as_ref().map(|ours| ours.tli_history.clone()).unwrap_or_default();
-        let mut switches = switches.iter().filter(|start| start.from <= lsn);
-        let first = switches.next().map_or(Tli(1), |start| start.tli);
-        let mut history = TimelineHistory::first(first);
-        for start in switches {
-            history = history
-                .branch(start.tli, start.from, "followed by Palimpsest")
-                .map_err(|error| failed(Box::new(error)))?;
-        }
-        let nonce: [u8; 16] = rand::random();
-        let restore = Restore { nonce: hex::encode(nonce), lsn, tli: Tli(history.tli().0 + 1) };
-        index
-            .update(|part| {
-                if let Some(ours) = &mut part.palimpsest {
-                    ours.restores.push(restore);
-                }
-            })
-            .await
-            .map_err(|error| failed(Box::new(error)))?;
-        index.claim().validate().await.map_err(|error| failed(Box::new(error)))?;
-        let (last, prev) = self.timeline.last_and_prev();
-        let mut options = FullBackupOptions::new(history, nonce);
-        options.prev_lsn = (last == lsn && prev.is_valid()).then_some(prev);
-        Ok(options)
     }
 }
 

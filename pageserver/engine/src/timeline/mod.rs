@@ -7,6 +7,7 @@
 pub mod flush;
 mod owner;
 mod replay;
+pub mod restore;
 
 use std::sync::Arc;
 use std::time::Duration;
