@@ -27,7 +27,7 @@ pub type Unknown = BTreeMap<String, serde_json::Value>;
 /// A timeline's index.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct IndexPart {
-    #[serde(default)]
+    #[serde(default, serialize_with = "latest_version")]
     version: u32,
     /// Every layer of the timeline, but not its ancestors'.
     #[serde(default)]
@@ -97,6 +97,12 @@ pub struct TimelineMetadata {
     /// Everything else.
     #[serde(flatten)]
     pub unknown: Unknown,
+}
+
+/// Whatever version was read, the newest is written.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn latest_version<S: Serializer>(_read: &u32, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u32(LATEST_VERSION)
 }
 
 fn pg14() -> PgMajor {
@@ -530,11 +536,10 @@ impl IndexPart {
         &self.metadata
     }
 
-    /// Changes the metadata, and what the index repeats of it. From now on the index is of the newest version.
+    /// Changes the metadata, and what the index repeats of it.
     pub fn update_metadata(&mut self, change: impl FnOnce(&mut TimelineMetadata)) {
         change(&mut self.metadata);
         self.disk_consistent_lsn = self.metadata.disk_consistent_lsn;
-        self.version = LATEST_VERSION;
     }
 }
 
@@ -869,7 +874,10 @@ mod tests {
         let mut json: serde_json::Value = serde_json::from_str(NEON).unwrap();
         json.as_object_mut().unwrap().remove("metadata_bytes");
         json["metadata"] = serde_json::to_value(&bytes).unwrap();
-        assert_eq!(IndexPart::from_json(&serde_json::to_vec(&json).unwrap()).unwrap(), modern);
+        json["version"] = 4.into();
+        let index = IndexPart::from_json(&serde_json::to_vec(&json).unwrap()).unwrap();
+        assert_eq!((index.version(), index.metadata()), (4, modern.metadata()));
+        assert_eq!(index.to_json(), modern.to_json());
 
         for at in 0..0x36 {
             bytes[at] ^= 1;

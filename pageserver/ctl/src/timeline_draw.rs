@@ -100,7 +100,9 @@ struct TimelineInfo {
     ancestor_timeline_id: Option<TimelineId>,
     ancestor_lsn: Option<Lsn>,
     initdb_lsn: Option<Lsn>,
-    disk_consistent_lsn: Lsn,
+    min_readable_lsn: Option<Lsn>,
+    /// Absent while the timeline is being imported or cannot be loaded.
+    disk_consistent_lsn: Option<Lsn>,
     last_record_lsn: Option<Lsn>,
     pg_version: Option<u32>,
 }
@@ -129,6 +131,10 @@ async fn from_server(url: &str) -> anyhow::Result<Vec<Lane>> {
     let tenant = url.split("/timeline").next().unwrap_or(url);
     let mut lanes = Vec::new();
     for info in infos {
+        let Some(end) = info.disk_consistent_lsn else {
+            eprintln!("timeline {} is not readable yet and is left out", info.timeline_id);
+            continue;
+        };
         let map: LayerMap = get_json(&format!("{tenant}/timeline/{}/layer", info.timeline_id)).await?;
         let layers = map.historic_layers.iter().map(|layer| {
             Ok(LayerBox {
@@ -137,16 +143,16 @@ async fn from_server(url: &str) -> anyhow::Result<Vec<Lane>> {
                 commits: None,
             })
         });
-        let newest = info.last_record_lsn.unwrap_or(info.disk_consistent_lsn);
+        let newest = info.last_record_lsn.unwrap_or(end);
         lanes.push(Lane {
             timeline: info.timeline_id,
             remarks: info.pg_version.map(|version| format!("Postgres {version}")).into_iter().collect(),
             ancestor: info.ancestor_timeline_id.zip(info.ancestor_lsn),
             began: info.initdb_lsn.unwrap_or_default(),
-            end: info.disk_consistent_lsn,
-            readable_from: None,
+            end,
+            readable_from: info.min_readable_lsn.filter(|_| info.ancestor_timeline_id.is_none()),
             layers: layers.collect::<anyhow::Result<_>>()?,
-            wal: Some(info.disk_consistent_lsn..newest).filter(|wal| !wal.is_empty()).into_iter().collect(),
+            wal: Some(end..newest).filter(|wal| !wal.is_empty()).into_iter().collect(),
             marks: Vec::new(),
         });
     }
