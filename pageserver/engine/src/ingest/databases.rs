@@ -72,6 +72,22 @@ impl Ingest {
         Ok(())
     }
 
+    /// A tablespace is removed, and with it what directories databases still had there.
+    pub(super) async fn drop_databases_in(
+        &mut self,
+        spc: u32,
+        changes: &mut Changes,
+        latest: &impl Latest,
+    ) -> Result<(), IngestError> {
+        let within = (spc, 0)..=(spc, u32::MAX);
+        let dbs: Vec<u32> =
+            self.databases.directory.databases.range(within).map(|((_, db), _)| *db).collect();
+        for db in dbs {
+            self.drop_database(spc, db, changes, latest).await?;
+        }
+        Ok(())
+    }
+
     /// A database's directory is copied as it is: every file of `source` (tablespace, database) is one of `target` from now on. What
     /// `target` had before is gone. Pages are copied in parts.
     pub(super) async fn copy_database(

@@ -392,6 +392,7 @@ impl Ingest {
                         self.tablespaces.paths.insert(spc, path.to_vec());
                     }
                     TblspcRecord::Drop { spc } => {
+                        self.drop_databases_in(spc, changes, latest).await?;
                         self.tablespaces.paths.remove(&spc);
                     }
                 }
