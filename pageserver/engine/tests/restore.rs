@@ -160,10 +160,10 @@ async fn fill(postgres: &Postgres) -> Result<()> {
     postgres
         .sql(
             "CREATE TABLE big (i int PRIMARY KEY, t text, p point, a int[]);
-             INSERT INTO big SELECT i, repeat('x', 300) || i, point(i, -i), ARRAY[i, i % 10] FROM generate_series(1, 60000) i;
+             INSERT INTO big SELECT i, repeat('x', 300) || i, point(i, -i), ARRAY[i, i % 10] FROM generate_series(1, 20000) i;
              CREATE INDEX ON big USING hash (t); CREATE INDEX ON big USING gist (p); CREATE INDEX ON big USING gin (a);
              CREATE INDEX ON big USING brin (i); CREATE INDEX ON big USING spgist (p);
-             DELETE FROM big WHERE i % 7 = 0; VACUUM big;
+             DELETE FROM big WHERE i % 7 = 0;
              CREATE UNLOGGED TABLE volatile (i int PRIMARY KEY, t text);
              INSERT INTO volatile SELECT i, 'gone' FROM generate_series(1, 1000) i;
              CREATE TABLE empty ();
@@ -174,6 +174,7 @@ async fn fill(postgres: &Postgres) -> Result<()> {
              BEGIN; SELECT * FROM locked FOR SHARE; SAVEPOINT x; SELECT * FROM locked FOR UPDATE; COMMIT;",
         )
         .await?;
+    postgres.sql("VACUUM big").await?;
     postgres.sql("BEGIN; INSERT INTO elsewhere VALUES (-1); PREPARE TRANSACTION 'waiting'").await?;
     Ok(())
 }
@@ -235,14 +236,21 @@ async fn check_restored(
         .value("SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 'space'")
         .await?;
     ensure!(!location.starts_with('/'), "{location}");
-    postgres.run_program("pg_dumpall", &["-f", "/dev/null", "-l", "postgres"]).await?;
+    postgres.run_program("pg_dumpall", &["--globals-only", "-l", "postgres"]).await?;
     for database in ["postgres", "other", "template1"] {
         postgres.sql_in(database, "CREATE EXTENSION IF NOT EXISTS amcheck").await?;
     }
     postgres.run_program("pg_amcheck", &["--all", "--heapallindexed", "--parent-check"]).await?;
     postgres.sql("COMMIT PREPARED 'waiting'").await?;
     assert_eq!(postgres.value("SELECT count(*) FROM elsewhere").await?, "5001");
-    postgres.sql("INSERT INTO big SELECT -i, 'more' FROM generate_series(1, 20000) i; CHECKPOINT; SELECT pg_switch_wal(); CHECKPOINT").await?;
+    for statement in [
+        "INSERT INTO big SELECT -i, 'more' FROM generate_series(1, 5000) i",
+        "CHECKPOINT",
+        "SELECT pg_switch_wal()",
+        "CHECKPOINT",
+    ] {
+        postgres.sql(statement).await?;
+    }
     if major >= 17 {
         // The summarizer gets past the WAL that we made up.
         let summarized = || {
@@ -271,9 +279,10 @@ async fn check_restored(
     postgres.start_again().await?;
     assert_eq!(postgres.value("SELECT count(*) FROM volatile").await?, "1000");
     // It can be followed again: its own base backup is a source.
-    location = postgres.base_backup("again").await?;
-    let (again, _) = import(&location, |_| ()).await?;
-    ensure!(again.unknown_count <= u64::from(major == 14), "{:?}", again.unknown);
+    location = postgres.home().join("again");
+    take_backup(&postgres, &location, &["-Ft"]).await?;
+    let again = import_archives(&location, major).await?;
+    ensure!(again.unknown_count == 0 || major == 14, "{:?}", again.unknown);
     assert_eq!(again.tli, report.tli);
     Ok(())
 }
@@ -283,13 +292,11 @@ async fn round_trip(config: PostgresConfig) -> Result<()> {
     let mut postgres = Postgres::start(&config).await?;
     fill(&postgres).await?;
     let expected = answers(&postgres).await?;
-    let backup = postgres.base_backup("backup").await?;
+    let backup = postgres.home().join("backup");
+    let mapping = format!("{0}/space={0}/copied space", postgres.home().display());
+    take_backup(&postgres, &backup, &["-Fp", "-T", &mapping]).await?;
     let archives = postgres.home().join("archives");
-    let archives_text = archives.to_str().context("UTF-8")?.to_owned();
-    postgres
-        .run_program("pg_basebackup", &["-D", &archives_text, "-Ft", "-X", "none", "-c", "fast"])
-        .await
-        .ok();
+    take_backup(&postgres, &archives, &["-Ft"]).await?;
     postgres.stop(Shutdown::Fast).await?;
 
     // A stopped cluster, with plenty of memory and with hardly any.
@@ -303,7 +310,7 @@ async fn round_trip(config: PostgresConfig) -> Result<()> {
         options.big_file_bytes = 256 << 10;
     })
     .await?;
-    ensure!(narrow.ranges.len() > 30 && tight.layers == narrow.ranges.len() as u64);
+    ensure!(narrow.ranges.len() > 20 && tight.layers == narrow.ranges.len() as u64);
     ensure!(layers.values.keys().filter(|key| !narrow.values.contains_key(key)).count() == 0);
     let view = MapView { values: narrow.values, lsn: report.base_lsn };
     let home = home()?;
@@ -319,10 +326,15 @@ async fn round_trip(config: PostgresConfig) -> Result<()> {
     let restored = restore_into(&home.path().join("data"), &view, report.tli).await?;
     check_restored(home, major, &expected, &restored).await.context("restored from the base backup")?;
 
-    if archives.join("backup_manifest").exists() {
-        let again = import_archives(&archives, major).await?;
-        assert_eq!((again.tli, again.checkpoint.next_oid), (report.tli, report.checkpoint.next_oid));
-    }
+    let again = import_archives(&archives, major).await?;
+    assert_eq!((again.tli, again.checkpoint.next_oid), (report.tli, report.checkpoint.next_oid));
+    Ok(())
+}
+
+async fn take_backup(postgres: &Postgres, to: &Path, arguments: &[&str]) -> Result<()> {
+    let to = to.to_str().context("UTF-8")?;
+    let all = [&["-D", to, "-X", "none", "-c", "fast", "--no-sync"], arguments].concat();
+    postgres.run_program("pg_basebackup", &all).await?;
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use model::{Lsn, PgMajor};
 /// `postgresql.conf`. Sizes are at least the source's, so that all it did can be done here; nothing leads back to the source.
 pub fn postgresql_conf(control: &ControlFile, lsn: Lsn, has_tablespaces: bool, wal_keep_mib: u32) -> String {
     let wal_level = if control.wal_level >= 2 { "logical" } else { "replica" };
+    let segment_mib = control.wal_segment_size.bytes() >> 20;
     let on = |setting: bool| if setting { "on" } else { "off" };
     let mut text = format!(
         "# Written by Palimpsest for a cluster restored as of {lsn}.\n\
@@ -19,6 +20,8 @@ pub fn postgresql_conf(control: &ControlFile, lsn: Lsn, has_tablespaces: bool, w
          wal_level = {wal_level}\n\
          wal_log_hints = {}\n\
          track_commit_timestamp = {}\n\
+         min_wal_size = {}MB\n\
+         max_wal_size = {}MB\n\
          # Nothing of the source's: neither its archive nor its standbys.\n\
          archive_mode = off\n\
          synchronous_standby_names = ''\n\
@@ -31,6 +34,9 @@ pub fn postgresql_conf(control: &ControlFile, lsn: Lsn, has_tablespaces: bool, w
         control.max_locks_per_xact,
         on(control.wal_log_hints),
         on(control.track_commit_timestamp),
+        // As initdb chooses them: 5 and 64 segments.
+        5 * segment_mib,
+        64 * segment_mib,
     );
     if has_tablespaces && control.pg >= PgMajor::V15 {
         text.push_str("# Tablespaces are directories below pg_tblspc.\nallow_in_place_tablespaces = on\n");
