@@ -30,7 +30,7 @@ pub struct IndexPart {
     #[serde(default, serialize_with = "latest_version")]
     version: u32,
     /// Every layer of the timeline, but not its ancestors'.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "layers_in_bulk")]
     pub layer_metadata: BTreeMap<LayerName, LayerMetadata>,
     disk_consistent_lsn: Lsn,
     #[serde(rename = "metadata_bytes", alias = "metadata", deserialize_with = "either_metadata")]
@@ -622,6 +622,30 @@ pub mod legacy_metadata {
             unknown: Unknown::new(),
         })
     }
+}
+
+/// Reads the layers into a list first: they come sorted, and a map built from a sorted list needs few comparisons, where adding a hundred
+/// thousand long names one by one spends most of its time on them.
+fn layers_in_bulk<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<LayerName, LayerMetadata>, D::Error> {
+    struct Layers;
+    impl<'de> Visitor<'de> for Layers {
+        type Value = BTreeMap<LayerName, LayerMetadata>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a map from layer names to their metadata")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut layers = Vec::new();
+            while let Some(layer) = map.next_entry()? {
+                layers.push(layer);
+            }
+            Ok(layers.into_iter().collect())
+        }
+    }
+    deserializer.deserialize_map(Layers)
 }
 
 /// Reads metadata in its modern form, an object, or in its old one, an array of 512 numbers.
