@@ -1,7 +1,8 @@
 //! Relation maps (`relmapper.h`).
 
-use model::{PgMajor, RmgrId};
+use model::RmgrId;
 
+use crate::relmap;
 use crate::wal::payload::{Fields, PayloadError, kind_of, unknown_kind};
 use crate::wal::record::Record;
 
@@ -16,11 +17,6 @@ pub struct RelmapUpdate<'a> {
     pub file: &'a [u8],
 }
 
-/// Bytes of a relation map file.
-pub fn file_size(pg: PgMajor) -> usize {
-    if pg >= PgMajor::V16 { 524 } else { 512 }
-}
-
 impl<'a> RelmapUpdate<'a> {
     /// Parses a record of resource manager [`RmgrId::RELMAP`].
     pub fn parse(record: &Record<'a>) -> Result<RelmapUpdate<'a>, PayloadError> {
@@ -30,7 +26,7 @@ impl<'a> RelmapUpdate<'a> {
         let mut fields = Fields::of(record, "relation map update");
         let (db, spc) = (fields.u32()?, fields.u32()?);
         let size = fields.count("size")?;
-        if size != file_size(record.pg) {
+        if size != relmap::size(record.pg) {
             return Err(fields.field("size", size as i64, "512 up to 15, 524 since 16"));
         }
         let file = fields.take(size)?;
