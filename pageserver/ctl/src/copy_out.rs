@@ -64,7 +64,7 @@ impl CopyOut {
         client.send(Some(b'Q'), &query)?;
         loop {
             match client.message()? {
-                (b'H', _) => return Ok(client),
+                (b'H' | b'W', _) => return Ok(client),
                 (b'E', body) => bail!("{}", error_text(&body)),
                 (b'N' | b'S', _) => {}
                 (kind, _) => bail!("the server answered {command:?} with a message {:?}", char::from(kind)),
@@ -85,6 +85,11 @@ impl CopyOut {
                 (kind, _) => bail!("a message {:?} within the stream", char::from(kind)),
             }
         }
+    }
+
+    /// Sends bytes the other way, where the command's stream goes both ways.
+    pub fn give(&mut self, bytes: &[u8]) -> Result<()> {
+        self.send(Some(b'd'), bytes)
     }
 
     fn log_in(&mut self, server: &Server) -> Result<()> {

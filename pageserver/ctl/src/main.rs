@@ -6,6 +6,8 @@ mod index;
 mod indexes;
 mod key_text;
 mod layer;
+mod page;
+mod page_stream;
 mod restore;
 mod timeline_draw;
 mod wal_files;
@@ -27,6 +29,7 @@ struct Arguments {
 enum Verb {
     Index(index::Index),
     Layer(layer::Layer),
+    Page(page::Page),
     Restore(restore::Restore),
     Timeline(timeline_draw::Timeline),
     Waldump(waldump::Waldump),
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().verb {
         Verb::Index(arguments) => wait(index::run(&arguments)),
         Verb::Layer(arguments) => layer::run(&arguments),
+        Verb::Page(arguments) => page::run(&arguments),
         Verb::Restore(arguments) => restore::run(&arguments),
         Verb::Timeline(arguments) => wait(timeline_draw::run(&arguments)),
         Verb::Waldump(arguments) => waldump::run(&arguments),
