@@ -81,27 +81,39 @@ fn read_tablespace(dir: &Path, spc: u32, files: &mut Files) -> Result<()> {
     Ok(())
 }
 
+/// A file of a running server may go away at any time.
+fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        read => Ok(Some(read?)),
+    }
+}
+
 fn read_database(dir: &Path, spc: u32, db: u32, files: &mut Files) -> Result<()> {
+    let Ok(listed) = entries(dir) else { return Ok(()) };
     files.databases.insert((spc, db));
-    for (name, path) in entries(dir)? {
+    for (name, path) in listed {
         if name == "pg_filenode.map" {
-            files.maps.insert((spc, db), fs::read(&path)?);
+            files.maps.extend(read_if_there(&path)?.map(|map| ((spc, db), map)));
         }
         let (name, segment) = name.split_once('.').unwrap_or((&name, "0"));
         let (number, suffix) = name.split_at(name.find('_').unwrap_or(name.len()));
         let Some(fork) = Fork::ALL.into_iter().find(|fork| fork.suffix() == suffix) else { continue };
         let (Ok(rel), Ok(segment)) = (number.parse(), segment.parse::<usize>()) else { continue };
-        let bytes = fs::read(&path)?;
+        let Some(bytes) = read_if_there(&path)? else { continue };
+        // A page that is being added may be there in part.
+        let bytes = &bytes[..bytes.len() / BLOCK_SIZE * BLOCK_SIZE];
         let whole = files.relations.entry(RelLocator { spc, db, rel }.fork(fork)).or_default();
         let at = segment * RELATION_SEGMENT_BLOCKS as usize * BLOCK_SIZE;
         whole.resize(whole.len().max(at + bytes.len()), 0);
-        whole[at..at + bytes.len()].copy_from_slice(&bytes);
+        whole[at..at + bytes.len()].copy_from_slice(bytes);
     }
     Ok(())
 }
 
 /// The files as a timeline's first versions.
 fn load(files: &Files, control: &ControlFile, control_bytes: &[u8]) -> Store {
+    // Of a running cluster the files are newer than this; pages say by how much, and the rest is redone over itself.
     let (pg, lsn) = (control.pg, control.redo());
     let mut store = Store::new(pg);
     let mut databases: BTreeMap<_, _> = files.databases.iter().map(|database| (*database, false)).collect();
@@ -385,6 +397,41 @@ async fn ingested_wal_makes_the_files(config: &PostgresConfig, scale: u32) -> Re
     println!("Postgres {}: {records} records in {took:?}, {compared:?}", config.major);
     ensure!(records > 10_000 && compared.pages > 2_000 && compared.slru_pages > 4, "too little was compared");
     Ok(())
+}
+
+/// As a base backup is taken: file by file, while the cluster changes.
+async fn ingested_wal_mends_files_that_were_read_while_they_changed(config: &PostgresConfig) -> Result<()> {
+    let mut postgres = Postgres::start(config).await?;
+    let control_path = postgres.data_dir().join("global/pg_control");
+    let (before, mut store) = {
+        let mut work = Workload::new(&postgres, 11, 1);
+        work.prepare().await?;
+        postgres.sql("CHECKPOINT").await?;
+        let before_bytes = fs::read(&control_path)?;
+        let before = ControlFile::parse(&before_bytes)?;
+        let (data, pg) = (postgres.data_dir().to_owned(), before.pg);
+        let reading = tokio::task::spawn_blocking(move || read(&data, pg));
+        work.round().await?;
+        let store = load(&reading.await??, &before, &before_bytes);
+        work.round().await?;
+        (before, store)
+    };
+    postgres.stop(Shutdown::Fast).await?;
+    let after = ControlFile::parse(&fs::read(&control_path)?)?;
+    let records = ingest_wal(&mut store, &postgres.wal_dir(), &before, after.redo().add(1)).await?;
+    let compared = compare(&store, &read(postgres.data_dir(), after.pg)?, &after)?;
+    println!("Postgres {}, fuzzy: {records} records, {compared:?}", config.major);
+    Ok(())
+}
+
+#[tokio::test]
+async fn files_of_15_that_were_read_while_they_changed_are_mended() -> Result<()> {
+    ingested_wal_mends_files_that_were_read_while_they_changed(&config(15)).await
+}
+
+#[tokio::test]
+async fn files_of_18_that_were_read_while_they_changed_are_mended() -> Result<()> {
+    ingested_wal_mends_files_that_were_read_while_they_changed(&config(18)).await
 }
 
 fn config(major: u32) -> PostgresConfig {

@@ -325,14 +325,20 @@ fn parse_image<'a>(
 ///
 /// The result parses as a record of the same major. Its CRC is 0 when anything was left out: it is no longer Postgres' record.
 pub fn trimmed<'a>(record: &Record<'_>, bytes: &'a [u8], keep: u8) -> Cow<'a, [u8]> {
+    let mut out = Vec::new();
+    if trim_into(record, bytes, keep, &mut out) { Cow::Owned(out) } else { Cow::Borrowed(bytes) }
+}
+
+/// Puts what [`trimmed`] answers into `out`, which must be empty; `false`, and nothing is put there, when the whole record is needed.
+pub fn trim_into(record: &Record<'_>, bytes: &[u8], keep: u8, out: &mut Vec<u8>) -> bool {
     let keeps_image = |block: &BlockRef<'_>| block.id == keep && block.image.is_some_and(|image| image.apply);
     let is_whole = record.blocks.iter().all(|block| {
         (block.id == keep || block.data.is_empty()) && (block.image.is_none() || keeps_image(block))
     });
     if is_whole {
-        return Cow::Borrowed(bytes);
+        return false;
     }
-    let mut out = Vec::with_capacity(bytes.len().min(BLOCK_SIZE + record.main.len() + 256));
+    out.reserve(bytes.len().min(BLOCK_SIZE + record.main.len() + 256));
     out.extend_from_slice(&bytes[..HEADER_SIZE]);
     let mut last_rel = None;
     for block in &record.blocks {
@@ -390,5 +396,5 @@ pub fn trimmed<'a>(record: &Record<'_>, bytes: &'a [u8], keep: u8) -> Cow<'a, [u
     let length = out.len() as u32;
     out[0..4].copy_from_slice(&length.to_le_bytes());
     out[20..24].fill(0);
-    Cow::Owned(out)
+    true
 }

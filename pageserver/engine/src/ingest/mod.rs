@@ -38,7 +38,7 @@ use codec::wal::payload::standby::StandbyRecord;
 use codec::wal::payload::tblspc::TblspcRecord;
 use codec::wal::payload::xact::XactRecord;
 use codec::wal::payload::xlog::{ParameterChange, XlogRecord};
-use codec::wal::record::{Record, trimmed};
+use codec::wal::record::{Record, trim_into};
 use model::{Fork, Key, KeyRange, Lsn, PgMajor, RelTag, RmgrId, SlruKind};
 
 use crate::as_of::ReadError;
@@ -137,6 +137,8 @@ pub struct Ingest {
     control: ControlFile,
     /// Transactions of the record at hand; kept for its memory.
     xids: Vec<u32>,
+    /// A record without what the block at hand does not need; kept for its memory.
+    trimmed: Vec<u8>,
     /// What is still to be pushed of the record at hand.
     unfinished: Vec<Part>,
     at: At,
@@ -188,6 +190,7 @@ impl Ingest {
             counters: Counters::load(latest, pg).await?,
             control,
             xids: Vec::new(),
+            trimmed: Vec::new(),
             unfinished: Vec::new(),
             at,
         })
@@ -219,8 +222,10 @@ impl Ingest {
             let is_new = self.extend(record, block.rel, block.block, changes, latest).await?;
             // Recovery begins a new map page with zeros although its record does not say so.
             let will_init = block.is_base() || (is_new && block.rel.fork == Fork::Vm);
-            let trimmed = trimmed(record, bytes, block.id);
-            let change = Change::Postgres { will_init, record: &trimmed };
+            self.trimmed.clear();
+            let is_trimmed = trim_into(record, bytes, block.id, &mut self.trimmed);
+            let kept = if is_trimmed { &self.trimmed } else { bytes };
+            let change = Change::Postgres { will_init, record: kept };
             changes.push(Key::rel_block(block.rel, block.block), end, &Value::Change(change));
         }
         match record.rmgr {
@@ -469,7 +474,9 @@ impl Ingest {
             }
             XactRecord::Assignment { top, subxids } => {
                 self.counters.saw_xid(top);
-                subxids.into_iter().for_each(|xid| self.counters.saw_xid(xid));
+                for xid in subxids {
+                    self.counters.saw_xid(xid);
+                }
                 Ok(())
             }
             XactRecord::Invalidations => Ok(()),

@@ -43,6 +43,7 @@ struct Known {
 
 impl Relations {
     /// What is remembered of a fork: nothing, or whether it exists and its size.
+    #[allow(clippy::option_option, reason = "not knowing and knowing that there is none are both answers")]
     fn recall(&mut self, rel: RelTag) -> Option<Option<u32>> {
         let known = self.known.get_mut(&rel)?;
         known.is_recent = true;
@@ -264,7 +265,7 @@ fn fsm_end(heap_blocks: u32) -> FsmEnd {
     let leaf = heap_blocks / SLOTS;
     // Pages before this leaf: the leaves, their parents up to and including its own, and theirs.
     let before = leaf + (leaf / SLOTS + 1) + (leaf / SLOTS / SLOTS + 1);
-    let cuts_last = heap_blocks % SLOTS != 0;
+    let cuts_last = !heap_blocks.is_multiple_of(SLOTS);
     FsmEnd { blocks: before + u32::from(cuts_last), cuts_last }
 }
 
