@@ -1,0 +1,27 @@
+-- Generic WAL (an extension's index), databases by copying blocks, hint bits, truncation at the end.
+SET wal_consistency_checking = 'all';
+CREATE EXTENSION bloom;
+CREATE TABLE bl (a int, b int);
+CREATE INDEX bl_i ON bl USING bloom (a, b);
+INSERT INTO bl SELECT g, g % 10 FROM generate_series(1, 500) g;
+DELETE FROM bl WHERE a < 300;
+VACUUM bl;
+INSERT INTO bl SELECT g, g % 10 FROM generate_series(1, 100) g;
+CREATE TABLE tr (n int PRIMARY KEY, t text);
+INSERT INTO tr SELECT g, repeat('t', 100) FROM generate_series(1, 800) g;
+CHECKPOINT;
+SELECT count(*) FROM tr WHERE t <> '';
+DELETE FROM tr WHERE n > 100;
+VACUUM tr;
+INSERT INTO tr SELECT g, repeat('u', 100) FROM generate_series(2001, 2100) g;
+VACUUM tr;
+ALTER TABLE tr SET LOGGED;
+ALTER TABLE tr ADD COLUMN extra int DEFAULT 5;
+ALTER TABLE tr ALTER n TYPE bigint;
+CREATE INDEX CONCURRENTLY tr_t ON tr (t);
+REINDEX INDEX CONCURRENTLY tr_t;
+CREATE MATERIALIZED VIEW mv AS SELECT * FROM tr;
+REFRESH MATERIALIZED VIEW mv;
+SET wal_consistency_checking = '';
+CREATE DATABASE other;
+DROP DATABASE other;
