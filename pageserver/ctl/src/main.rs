@@ -8,6 +8,7 @@ mod key_text;
 mod layer;
 mod page;
 mod page_stream;
+mod redo_check;
 mod restore;
 mod timeline_draw;
 mod wal_files;
@@ -30,6 +31,7 @@ enum Verb {
     Index(index::Index),
     Layer(layer::Layer),
     Page(page::Page),
+    RedoCheck(redo_check::RedoCheck),
     Restore(restore::Restore),
     Timeline(timeline_draw::Timeline),
     Waldump(waldump::Waldump),
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         Verb::Index(arguments) => wait(index::run(&arguments)),
         Verb::Layer(arguments) => layer::run(&arguments),
         Verb::Page(arguments) => page::run(&arguments),
+        Verb::RedoCheck(arguments) => redo_check::run(&arguments),
         Verb::Restore(arguments) => restore::run(&arguments),
         Verb::Timeline(arguments) => wait(timeline_draw::run(&arguments)),
         Verb::Waldump(arguments) => waldump::run(&arguments),

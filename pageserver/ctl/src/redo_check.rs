@@ -8,11 +8,12 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use codec::page::{Page, ZERO_PAGE};
+use codec::wal::kind_name::kind_name;
 use model::rel::{DEFAULT_TABLESPACE, GLOBAL_TABLESPACE};
-use model::{BLOCK_SIZE, Lsn, RELATION_SEGMENT_BLOCKS, RelTag, RmgrId, Tli};
+use model::{BLOCK_SIZE, Lsn, PgMajor, RELATION_SEGMENT_BLOCKS, RelTag, RmgrId, Tli};
 use redo::check::{Checker, Finding, RecordKind, Tally, Verdict, What};
 
-use crate::wal_files::WalFiles;
+use crate::wal_files::{WalEnd, WalFiles};
 
 /// Redoes WAL written under `wal_consistency_checking` and compares every page with the one that Postgres made.
 ///
@@ -68,7 +69,7 @@ pub fn run(arguments: &RedoCheck) -> Result<()> {
             }
             shown += 1;
             if shown <= arguments.show {
-                describe(&finding);
+                describe(files.pg, &finding);
             }
             if let (Some(dir), Ok(())) = (&arguments.dump, &dumped) {
                 dumped = dump(dir, &finding);
@@ -77,9 +78,14 @@ pub fn run(arguments: &RedoCheck) -> Result<()> {
         dumped?;
         Ok(ControlFlow::Continue(()))
     })?;
-    let total = print_tallies(checker.tallies().iter());
+    let total = print_tallies(files.pg, checker.tallies().iter());
+    let end = match end {
+        WalEnd::Enough => "where told".to_owned(),
+        WalEnd::Files(at) => format!("at {at}"),
+        WalEnd::Invalid(error) => format!("where WAL does: {error}"),
+    };
     println!(
-        "Postgres {}: {} records, {:.1} MB, ended at {end:?}, {:.1} s",
+        "Postgres {}: {} records, {:.1} MB, in {:.1} s; ended {end}",
         files.pg,
         total.records,
         bytes as f64 / 1e6,
@@ -96,11 +102,17 @@ fn is_failure(finding: &Finding) -> bool {
     matches!(finding.what, What::Error(_) | What::Difference { verdict: Verdict::Different, .. })
 }
 
-fn name(kind: RecordKind) -> String {
-    format!("{}/{:02X}", RmgrId(kind.rmgr), kind.operation)
+fn name(pg: PgMajor, kind: RecordKind) -> String {
+    let rmgr = RmgrId(kind.rmgr);
+    match kind_name(pg, rmgr, kind.operation) {
+        Some(name) => format!("{rmgr}/{name}"),
+        None => format!("{rmgr}/{:02X}", kind.operation),
+    }
 }
 
-fn print_tallies<'t>(tallies: impl Iterator<Item = (&'t RecordKind, &'t Tally)>) -> Tally {
+fn print_tallies<'t>(
+    pg: PgMajor,
+    tallies: impl Iterator<Item = (&'t RecordKind, &'t Tally)>) -> Tally {
     println!(
         "{:<28}{:>9}{:>9}{:>9}{:>8}{:>9}{:>10}{:>9}{:>9}{:>9}{:>6}{:>7}{:>7}{:>6}{:>7}",
         "record",
@@ -132,16 +144,16 @@ fn print_tallies<'t>(tallies: impl Iterator<Item = (&'t RecordKind, &'t Tally)>)
     for (kind, tally) in tallies {
         total.add(tally);
         if tally.blocks != 0 {
-            line(&name(*kind), tally);
+            line(&name(pg, *kind), tally);
         }
     }
     line("all", &total);
     total
 }
 
-fn describe(finding: &Finding) {
+fn describe(pg: PgMajor, finding: &Finding) {
     let Finding { lsn, kind, id, rel, block, what } = finding;
-    print!("{lsn} {} block {id} of the record, {rel} block {block}: ", name(*kind));
+    print!("{lsn} {} block {id} of the record, {rel} block {block}: ", name(pg, *kind));
     match what {
         What::Error(error) => println!("{error}"),
         What::Difference { verdict, ours, theirs } => {
@@ -173,8 +185,8 @@ fn read_page(data: &Path, rel: RelTag, block: u32) -> Option<Box<Page>> {
         GLOBAL_TABLESPACE => data.join("global"),
         DEFAULT_TABLESPACE => data.join("base").join(rel.db.to_string()),
         spc => {
-            let versions = std::fs::read_dir(data.join("pg_tblspc").join(spc.to_string())).ok()?;
-            let version = versions.filter_map(Result::ok).next()?;
+            let mut versions = std::fs::read_dir(data.join("pg_tblspc").join(spc.to_string())).ok()?;
+            let version = versions.find_map(Result::ok)?;
             version.path().join(rel.db.to_string())
         }
     };
