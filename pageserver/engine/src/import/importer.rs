@@ -350,7 +350,7 @@ impl<O: LayerOut> Importer<O> {
                 if size > u64::from(RELATION_SEGMENT_BLOCKS) * BLOCK_SIZE as u64 {
                     return Err(in_file(path, "is longer than a relation's segment can be"));
                 }
-                self.enter(Group::Database { spc: rel.spc, db: rel.db }, path).await?;
+                self.enter(Group::Database { spc: rel.spc, db: rel.db }, path)?;
                 let mut pages = pages(Key::rel_block(*rel, segment * RELATION_SEGMENT_BLOCKS));
                 if size >= self.options.big_file_bytes {
                     let per_layer = (self.options.layer_bytes / BLOCK_SIZE as u64).max(1) as u32;
@@ -362,7 +362,7 @@ impl<O: LayerOut> Importer<O> {
                 if size > u64::from(SLRU_SEGMENT_PAGES) * BLOCK_SIZE as u64 {
                     return Err(in_file(path, "is longer than an SLRU's segment can be"));
                 }
-                self.enter(Group::Rest, path).await?;
+                self.enter(Group::Rest, path)?;
                 Content::Pages(pages(Key::slru_page(*kind, *segment, 0)))
             }
             FileKind::Ignored(_) => Content::Skipped,
@@ -372,7 +372,7 @@ impl<O: LayerOut> Importer<O> {
             }
             _ if size > MAX_SMALL_FILE => return Err(in_file(path, "is unbelievably long")),
             FileKind::RelationMap { spc, db } | FileKind::DatabaseVersion { spc, db } => {
-                self.enter(Group::Database { spc: *spc, db: *db }, path).await?;
+                self.enter(Group::Database { spc: *spc, db: *db }, path)?;
                 Content::Whole(Vec::new())
             }
             _ => Content::Whole(Vec::new()),
@@ -382,7 +382,7 @@ impl<O: LayerOut> Importer<O> {
         Ok(())
     }
 
-    async fn enter(&mut self, group: Group, path: &str) -> Result<(), ImportError> {
+    fn enter(&mut self, group: Group, path: &str) -> Result<(), ImportError> {
         if self.batch.is_closed(group) {
             return Err(in_file(path, "comes apart from the other files of its directory"));
         }
@@ -804,12 +804,11 @@ fn check_against(
         return Err(format!("{path} has {} bytes instead of {}", seen.size, file.size));
     }
     match &file.checksum {
-        None => Ok(()),
         Some((used, _)) if *used != algorithm => {
             Err(format!("{path} has a checksum of another kind than agreed"))
         }
         Some((_, sum)) if *sum != seen.sum => Err(format!("{path} has a wrong checksum")),
-        Some(_) => Ok(()),
+        Some(_) | None => Ok(()),
     }
 }
 
