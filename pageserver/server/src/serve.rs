@@ -17,9 +17,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::http;
 use crate::http::metrics::EngineMetrics;
 use crate::http::service::Api;
-use crate::http;
 use crate::libpq::metrics::LibpqMetrics;
 use crate::libpq::pagestream::StreamSettings;
 use crate::libpq::service::Service;

@@ -50,7 +50,9 @@ impl IntoResponse for Refused {
 impl From<NotFound> for Refused {
     fn from(error: NotFound) -> Self {
         match &error {
-            NotFound::Tenant(tenant) => Self::new(StatusCode::NOT_FOUND, format!("NotFound: tenant {tenant}")),
+            NotFound::Tenant(tenant) => {
+                Self::new(StatusCode::NOT_FOUND, format!("NotFound: tenant {tenant}"))
+            }
             NotFound::Timeline(_) => Self::new(StatusCode::NOT_FOUND, format!("NotFound: {error}")),
             NotFound::Importing(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
             NotFound::Broken { .. } => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),

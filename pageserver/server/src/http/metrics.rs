@@ -45,15 +45,31 @@ impl EngineMetrics {
         EngineMetrics {
             timelines: GAUGES.map(|(name, help)| gauges(name, help, &LABELS)),
             states: gauges("pageserver_timeline_states_count", "Timelines, by state", &["state"]),
-            followed: gauge("pageserver_walreceiver_active_managers", "Sources that are followed or imported"),
-            tail_used: gauge("palimpsest_tail_memory_bytes", "Memory of all changes that are not in layers yet"),
+            followed: gauge(
+                "pageserver_walreceiver_active_managers",
+                "Sources that are followed or imported",
+            ),
+            tail_used: gauge(
+                "palimpsest_tail_memory_bytes",
+                "Memory of all changes that are not in layers yet",
+            ),
             tail_limit: gauge("palimpsest_tail_memory_limit_bytes", "The most that they may use"),
-            cache: gauges("palimpsest_chunk_cache", "The chunk cache: what it holds, and what it did", &["what"]),
+            cache: gauges(
+                "palimpsest_chunk_cache",
+                "The chunk cache: what it holds, and what it did",
+                &["what"],
+            ),
         }
     }
 
     /// Brings them up to date. Timelines that are gone lose their samples.
-    pub fn refresh(&self, tenants: &Tenants, followers: &Followers, cache: &Arc<ChunkCache>, budget: &TailBudget) {
+    pub fn refresh(
+        &self,
+        tenants: &Tenants,
+        followers: &Followers,
+        cache: &Arc<ChunkCache>,
+        budget: &TailBudget,
+    ) {
         self.timelines.iter().for_each(IntGaugeVec::reset);
         let mut states = [("Active", 0), ("Loading", 0), ("Broken", 0)];
         for tenant in tenants.list() {

@@ -114,13 +114,16 @@ fn routes(api: Arc<Api>) -> Router {
             let launched = launched.clone();
             async move {
                 let id = request.headers().get("x-request-id").cloned();
-                let mut answer = tokio::time::timeout(REQUEST_LIMIT, next.run(request)).await.unwrap_or_else(|_| {
-                    Refused::new(StatusCode::REQUEST_TIMEOUT, "the request took too long").into_response()
-                });
+                let mut answer =
+                    tokio::time::timeout(REQUEST_LIMIT, next.run(request)).await.unwrap_or_else(|_| {
+                        Refused::new(StatusCode::REQUEST_TIMEOUT, "the request took too long").into_response()
+                    });
                 let headers = answer.headers_mut();
                 headers.insert(HeaderName::from_static("pageserver_launch_timestamp"), launched);
                 let id = id.unwrap_or_else(|| {
-                    hex::encode(rand::random::<[u8; 8]>()).try_into().expect("hexadecimal is a header's value")
+                    hex::encode(rand::random::<[u8; 8]>())
+                        .try_into()
+                        .expect("hexadecimal is a header's value")
                 });
                 headers.insert(HeaderName::from_static("x-request-id"), id);
                 answer
@@ -137,7 +140,9 @@ impl<T: serde::de::DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> 
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Refused> {
         let parsed: Result<axum::Json<T>, JsonRejection> = axum::Json::from_request(request, state).await;
-        parsed.map(|axum::Json(body)| Body(body)).map_err(|error| Refused::new(error.status(), error.body_text()))
+        parsed
+            .map(|axum::Json(body)| Body(body))
+            .map_err(|error| Refused::new(error.status(), error.body_text()))
     }
 }
 

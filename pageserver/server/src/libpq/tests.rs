@@ -255,7 +255,6 @@ async fn a_driver_can_connect_and_ask() {
     let refusals = [
         ("select 1".to_owned(), "unsupported command"),
         ("show nothing".to_owned(), "unrecognized configuration parameter"),
-        (format!("basebackup {TENANT} {TIMELINE}"), "only full ones"),
         (format!("fullbackup {TENANT} {TIMELINE} 0/10"), "invalid basebackup lsn"),
         (format!("fullbackup {TENANT} {TIMELINE} 0/FFFFFF"), "Timed out"),
         (format!("fullbackup {TENANT} {TENANT}"), "not found"),

@@ -112,7 +112,10 @@ impl Client {
                 Ok(Err(error)) => last = Some(error),
                 Err(_) => {
                     let source = io::ErrorKind::TimedOut.into();
-                    last = Some(ClientError::Connect { place: format!("{}:{}", place.host, place.port), source });
+                    last = Some(ClientError::Connect {
+                        place: format!("{}:{}", place.host, place.port),
+                        source,
+                    });
                 }
             }
         }
@@ -132,15 +135,14 @@ impl Client {
             socket2::SockRef::from(&stream).set_keepalive(true)?;
             Box::new(stream)
         };
-        let mut client = Client {
-            stream,
-            input: BytesMut::new(),
-            output: BytesMut::new(),
-            parameters: BTreeMap::new(),
-        };
+        let mut client =
+            Client { stream, input: BytesMut::new(), output: BytesMut::new(), parameters: BTreeMap::new() };
         let application_name = info.application_name.as_deref().unwrap_or("palimpsest");
-        let mut parameters =
-            vec![("user", info.user.as_str()), ("application_name", application_name), ("client_encoding", "UTF8")];
+        let mut parameters = vec![
+            ("user", info.user.as_str()),
+            ("application_name", application_name),
+            ("client_encoding", "UTF8"),
+        ];
         match purpose {
             Purpose::Replication => parameters.push(("replication", "true")),
             Purpose::Sql => parameters.push(("database", info.dbname.as_str())),
@@ -381,10 +383,7 @@ mod tests {
 
     #[test]
     fn any_bytes_are_a_row_or_an_error() {
-        assert_eq!(
-            data_row(b"\0\x02\0\0\0\x01x\xff\xff\xff\xff").unwrap(),
-            vec![Some("x".to_owned()), None]
-        );
+        assert_eq!(data_row(b"\0\x02\0\0\0\x01x\xff\xff\xff\xff").unwrap(), vec![Some("x".to_owned()), None]);
         for bytes in crate::libpq::garbage::any_bytes(1000) {
             let _ = data_row(&bytes);
             let _ = server_error(&bytes);

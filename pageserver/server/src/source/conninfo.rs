@@ -71,9 +71,12 @@ impl FromStr for ConnInfo {
         let mut take = |name: &str| options.remove(name).filter(|value| !value.is_empty());
 
         let hosts = take("hostaddr").or(take("host"));
-        let hosts = hosts.as_deref().unwrap_or("localhost").split(',').map(str::trim).map(|host| {
-            if host.is_empty() { "localhost" } else { host }
-        });
+        let hosts = hosts
+            .as_deref()
+            .unwrap_or("localhost")
+            .split(',')
+            .map(str::trim)
+            .map(|host| if host.is_empty() { "localhost" } else { host });
         let ports = take("port").unwrap_or_else(|| "5432".into());
         let ports = ports
             .split(',')
@@ -254,7 +257,10 @@ fn passfile_entry(file: &str, wanted: [&str; 4]) -> Option<String> {
             }
         }
         let [host, port, database, user, password] = <[String; 5]>::try_from(fields).ok()?;
-        let matches = [host, port, database, user].iter().zip(wanted).all(|(pattern, value)| pattern == "*" || pattern == value);
+        let matches = [host, port, database, user]
+            .iter()
+            .zip(wanted)
+            .all(|(pattern, value)| pattern == "*" || pattern == value);
         matches.then_some(password)
     })
 }

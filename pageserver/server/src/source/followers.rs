@@ -169,7 +169,13 @@ impl Followers {
         self.table().get(&timeline).cloned()
     }
 
-    fn enter(&self, timeline: TimelineId, source: ConnInfo, stop: CancellationToken, state: Arc<ReceiverState>) {
+    fn enter(
+        &self,
+        timeline: TimelineId,
+        source: ConnInfo,
+        stop: CancellationToken,
+        state: Arc<ReceiverState>,
+    ) {
         if let Some(before) = self.table().insert(timeline, Follower { source, state, stop }) {
             before.stop.cancel();
         }
@@ -210,7 +216,8 @@ impl Followers {
                     state: Arc::default(),
                 };
                 let timeline =
-                    import::run(begun.session, &begun.identity, &source, &slot, receiver, &state, stop).await?;
+                    import::run(begun.session, &begun.identity, &source, &slot, receiver, &state, stop)
+                        .await?;
                 this.follow(&timeline, source.clone());
                 Ok::<(), ImportFailure>(())
             }

@@ -181,7 +181,11 @@ async fn fill(
         "imported the base"
     );
     if report.unknown_count > 0 {
-        tracing::warn!(count = report.unknown_count, "files of the source that are not kept: {:?}", report.unknown);
+        tracing::warn!(
+            count = report.unknown_count,
+            "files of the source that are not kept: {:?}",
+            report.unknown
+        );
     }
     Ok((
         ImportedBase { base_lsn: report.base_lsn, readable_from: report.readable_from, tli: report.tli },

@@ -84,7 +84,9 @@ pub enum FollowError {
     #[error("the source is a standby; a primary is needed")]
     Standby,
     /// Its history left ours before the end of what we have.
-    #[error("the source's history left ours at {fork}, and we have WAL up to {received} of Postgres timeline {tli}")]
+    #[error(
+        "the source's history left ours at {fork}, and we have WAL up to {received} of Postgres timeline {tli}"
+    )]
     Diverged {
         /// Where the histories part.
         fork: Lsn,

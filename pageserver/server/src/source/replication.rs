@@ -111,12 +111,7 @@ pub async fn drop_slot(client: &mut Client, name: &str) -> Result<(), ClientErro
 
 /// Begins a stream at `start`. The error's SQLSTATE says what is wrong: 55006 when another walsender has the slot, 58P01 when the WAL is
 /// gone.
-pub async fn start(
-    client: &mut Client,
-    slot: Option<&str>,
-    start: Lsn,
-    tli: Tli,
-) -> Result<(), ClientError> {
+pub async fn start(client: &mut Client, slot: Option<&str>, start: Lsn, tli: Tli) -> Result<(), ClientError> {
     let slot = slot.map(|name| format!("SLOT {} ", quoted(name))).unwrap_or_default();
     client.command(&format!("START_REPLICATION {slot}PHYSICAL {start} TIMELINE {tli}")).await?;
     let answer = client.answer().await?;
