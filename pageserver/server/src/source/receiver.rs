@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use engine::claim::{Claim, ValidateError};
 use engine::timeline::AppendError;
+use engine::timeline::restore::SwitchError;
 use engine::wal_keeper::KeepWalError;
 use engine::wal_target::WalTarget;
 use model::{Lsn, Tli};
@@ -106,6 +107,12 @@ pub enum FollowError {
     /// A newer owner has the tenant.
     #[error(transparent)]
     Claim(#[from] ValidateError),
+    /// The index does not take the switch to another Postgres timeline.
+    #[error(transparent)]
+    Switch(#[from] SwitchError),
+    /// The source was promoted while its base was being imported; the import has to begin anew.
+    #[error("the source went on as Postgres timeline {0} during its import")]
+    SwitchedDuringImport(Tli),
     /// WAL is not taken.
     #[error(transparent)]
     Append(#[from] AppendError),
@@ -175,6 +182,13 @@ impl Receiver {
         if identity.tli == self.tli && identity.flushed < received {
             return Err(FollowError::Diverged { fork: identity.flushed, received, tli: self.tli });
         }
+        let mut ours = self.tli;
+        while ours != tli
+            && let Some((switch, next)) = history.left_at(ours)
+        {
+            self.note_switch(next, switch).await?;
+            ours = next;
+        }
         loop {
             let start = self.target.received();
             self.start(&mut client, start, tli).await?;
@@ -190,11 +204,22 @@ impl Receiver {
                     if switch != received {
                         return Err(FollowError::Diverged { fork: switch, received, tli });
                     }
-                    tracing::info!(%switch, from = %tli, to = %next, "the source's Postgres timeline changed");
+                    self.note_switch(next, switch).await?;
                     tli = next;
                 }
             }
         }
+    }
+
+    /// Before the first WAL of another Postgres timeline is taken, the index says where that one begins: else the next owner could not tell
+    /// which of the objects count.
+    async fn note_switch(&self, next: Tli, switch: Lsn) -> Result<(), FollowError> {
+        match &self.target {
+            WalTarget::Open(timeline) => timeline.note_switch(next, switch).await?,
+            WalTarget::Importing(_) => return Err(FollowError::SwitchedDuringImport(next)),
+        }
+        tracing::info!(%switch, to = %next, "the source's Postgres timeline changed");
+        Ok(())
     }
 
     fn check(&self, identity: &SourceIdentity) -> Result<(), FollowError> {

@@ -154,6 +154,10 @@ pub fn stream_message(message: &Message) -> Result<StreamMessage, ClientError> {
     if message.tag == b'c' {
         return Ok(StreamMessage::TimelineEnd);
     }
+    // How a source that shuts down ends the stream, once all of it was reported as safe.
+    if message.tag == b'C' {
+        return Err(ClientError::Closed);
+    }
     if message.tag != b'd' {
         return Err(super::client::unexpected(message));
     }
