@@ -110,9 +110,7 @@ fn name(pg: PgMajor, kind: RecordKind) -> String {
     }
 }
 
-fn print_tallies<'t>(
-    pg: PgMajor,
-    tallies: impl Iterator<Item = (&'t RecordKind, &'t Tally)>) -> Tally {
+fn print_tallies<'t>(pg: PgMajor, tallies: impl Iterator<Item = (&'t RecordKind, &'t Tally)>) -> Tally {
     println!(
         "{:<28}{:>9}{:>9}{:>9}{:>8}{:>9}{:>10}{:>9}{:>9}{:>9}{:>6}{:>7}{:>7}{:>6}{:>7}",
         "record",
@@ -157,8 +155,7 @@ fn describe(pg: PgMajor, finding: &Finding) {
     match what {
         What::Error(error) => println!("{error}"),
         What::Difference { verdict, ours, theirs } => {
-            let different: Vec<usize> =
-                (10..BLOCK_SIZE).filter(|at| ours[*at] != theirs[*at]).collect();
+            let different: Vec<usize> = (10..BLOCK_SIZE).filter(|at| ours[*at] != theirs[*at]).collect();
             print!("{verdict:?}, {} bytes before masking:", different.len());
             for at in different.iter().take(12) {
                 print!(" {at}: {:02x} for {:02x}", ours[*at], theirs[*at]);

@@ -56,7 +56,8 @@ fn redo(criterion: &mut Criterion) {
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
                 let chain = chain.iter().map(|(lsn, bytes)| (*lsn, bytes.as_slice()));
-                reconstruct(black_box(Some(&base)), chain, PgMajor::V16, key).expect("the records are well-formed")
+                reconstruct(black_box(Some(&base)), chain, PgMajor::V16, key)
+                    .expect("the records are well-formed")
             });
         });
     }
