@@ -416,7 +416,8 @@ mod tests {
         let path = "p".repeat(300);
         let record = |key: &str, value: &str| {
             let body = format!(" {key}={value}\n");
-            let length = (body.len()..body.len() + 9).find(|n| n.to_string().len() + body.len() == *n).unwrap();
+            let length =
+                (body.len()..body.len() + 9).find(|n| n.to_string().len() + body.len() == *n).unwrap();
             format!("{length}{body}")
         };
         let pax = record("path", &path) + &record("size", "5") + &record("mtime", "1.5");

@@ -43,7 +43,6 @@ async fn same_as_primary(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "the server cannot follow a primary yet"]
 async fn killed_at_random_moments_with_its_disk_wiped_it_ends_with_every_page() {
     let seed = std::env::var("ORACLE_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
     killed_often(seed, if is_long() { 50 } else { 6 }).await.with_context(|| format!("seed {seed}")).unwrap();
@@ -122,7 +121,6 @@ fn furthest_stored(directory: &Path) -> Result<Option<Lsn>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "the server cannot follow a primary yet"]
 async fn the_source_and_the_disk_lost_together_cost_at_most_the_configured_age() {
     lost_together().await.unwrap();
 }
@@ -160,7 +158,6 @@ async fn lost_together() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "the server cannot follow a primary yet"]
 async fn a_bad_bucket_costs_memory_within_the_budget_and_no_data() {
     bad_bucket().await.unwrap();
 }
@@ -216,7 +213,6 @@ async fn bad_bucket() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "the server cannot follow a primary yet"]
 async fn of_two_servers_on_one_bucket_the_later_goes_on_and_the_earlier_exits() {
     two_servers().await.unwrap();
 }

@@ -28,7 +28,6 @@ struct Run {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "the server cannot follow a primary yet"]
 async fn every_page_of_postgres_14_is_what_the_primary_has() {
     run_major(
         14,
@@ -38,7 +37,6 @@ async fn every_page_of_postgres_14_is_what_the_primary_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "the server cannot follow a primary yet"]
 async fn every_page_of_postgres_15_is_what_the_primary_has() {
     run_major(
         15,
@@ -48,7 +46,6 @@ async fn every_page_of_postgres_15_is_what_the_primary_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "the server cannot follow a primary yet"]
 async fn every_page_of_postgres_16_is_what_the_primary_has() {
     run_major(
         16,
@@ -58,7 +55,6 @@ async fn every_page_of_postgres_16_is_what_the_primary_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "the server cannot follow a primary yet"]
 async fn every_page_of_postgres_17_is_what_the_primary_has() {
     run_major(
         17,
@@ -74,7 +70,6 @@ async fn every_page_of_postgres_17_is_what_the_primary_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "the server cannot follow a primary yet"]
 async fn every_page_of_postgres_18_is_what_the_primary_has() {
     run_major(
         18,
