@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 use codec::index_part::{
-    Import, IndexPart, LayerMetadata, Source, TimelineMetadata, TliStart, Unknown, UtcTime,
+    Import, IndexPart, LayerMetadata, NotPortable, Source, TimelineMetadata, TliStart, Unknown, UtcTime,
 };
 use model::{Key, KeyRange, LayerName, Lsn, PgMajor, TimelineId, Tli, WalSegmentSize};
 use tokio::task::JoinSet;
@@ -87,6 +87,12 @@ impl ImportSession {
             plan.tli,
             Lsn::INVALID,
         );
+        if plan.pg > PgMajor::V17 {
+            ours.not_portable.push(NotPortable::PgVersion);
+        }
+        if plan.wal_segment_size != WalSegmentSize::DEFAULT {
+            ours.not_portable.push(NotPortable::WalSegmentSize);
+        }
         ours.source = plan.source.clone();
         ours.import = Some(Import {
             attempt,
