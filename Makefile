@@ -19,9 +19,10 @@ help:
 build:
 	$(CARGO) build --workspace --bins --locked
 
+# Binaries and tests in one go: built apart, they would resolve other features of the same crates and compile them twice.
 test:
 	scripts/install-deps.sh
-	$(CARGO) build --workspace --bins --locked
+	$(CARGO) build --workspace --bins --tests --locked
 	$(CARGO) test --workspace --locked --no-fail-fast
 
 check:
@@ -30,7 +31,7 @@ check:
 
 oracle:
 	scripts/install-deps.sh
-	$(CARGO) build --workspace --bins --locked
+	$(CARGO) build --workspace --bins --tests --locked
 	ORACLE=long $(CARGO) test -p testkit --locked --test page_oracle --test crash -- --nocapture --test-threads=1
 
 demo:
