@@ -43,6 +43,10 @@ bench:
 	scripts/install-deps.sh
 	$(CARGO) build --workspace --bins --locked --release
 	$(CARGO) bench --workspace --locked
+	$(CARGO_TARGET_DIR)/release/pagectl bench redo
+	$(CARGO_TARGET_DIR)/release/pagectl bench ingest
+	scripts/bench-catchup.sh
+	scripts/bench-server.sh
 
 fuzz:
 	scripts/fuzz.sh $(FUZZ_SECONDS)

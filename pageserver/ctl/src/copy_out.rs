@@ -92,6 +92,17 @@ impl CopyOut {
         self.send(Some(b'd'), bytes)
     }
 
+    /// Sends several messages with one write.
+    pub fn give_all<'a>(&mut self, messages: impl IntoIterator<Item = &'a [u8]>) -> Result<()> {
+        let mut bytes = Vec::new();
+        for message in messages {
+            bytes.push(b'd');
+            bytes.extend_from_slice(&(message.len() as u32 + 4).to_be_bytes());
+            bytes.extend_from_slice(message);
+        }
+        Ok(self.stream.get_mut().write_all(&bytes)?)
+    }
+
     fn log_in(&mut self, server: &Server) -> Result<()> {
         let mut startup = 0x0003_0000u32.to_be_bytes().to_vec();
         for text in ["user", &server.user, "database", &server.user, "application_name", "pagectl", ""] {

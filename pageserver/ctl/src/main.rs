@@ -1,5 +1,6 @@
-//! The binary `pagectl`: looks into what Palimpsest stores, and into WAL; restores.
+//! The binary `pagectl`: looks into what Palimpsest stores, and into WAL; restores; measures.
 
+mod bench;
 mod copy_out;
 mod drawing;
 mod index;
@@ -18,7 +19,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Looks into layers, indexes, buckets and WAL; restores clusters.
+/// Looks into layers, indexes, buckets and WAL; restores clusters; measures.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 110)]
 struct Arguments {
@@ -28,6 +29,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Bench(bench::Bench),
     Index(index::Index),
     Layer(layer::Layer),
     Page(page::Page),
@@ -39,6 +41,7 @@ enum Verb {
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().verb {
+        Verb::Bench(arguments) => bench::run(&arguments),
         Verb::Index(arguments) => wait(index::run(&arguments)),
         Verb::Layer(arguments) => layer::run(&arguments),
         Verb::Page(arguments) => page::run(&arguments),

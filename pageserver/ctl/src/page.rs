@@ -52,7 +52,7 @@ struct Get {
 
 /// A relation fork as it is typed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct RelName(RelTag);
+pub struct RelName(pub RelTag);
 
 impl FromStr for RelName {
     type Err = String;

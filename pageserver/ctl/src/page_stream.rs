@@ -27,6 +27,17 @@ impl PageStream {
         self.stream.give(&bytes)
     }
 
+    /// Sends requests together without waiting for their answers.
+    pub fn send_all(&mut self, requests: impl IntoIterator<Item = Request>) -> Result<()> {
+        let encoded = |request: Request| {
+            let mut bytes = Vec::new();
+            request.encode(Version::V3, &mut bytes);
+            bytes
+        };
+        let messages: Vec<Vec<u8>> = requests.into_iter().map(encoded).collect();
+        self.stream.give_all(messages.iter().map(Vec::as_slice))
+    }
+
     /// The answer to the oldest request that has none yet.
     pub fn answer(&mut self) -> Result<ResponseBytes> {
         Ok(ResponseBytes(self.stream.next()?.context("the server ended the stream")?))

@@ -73,6 +73,16 @@ impl WalFiles {
         Lsn(self.files.keys().next().map_or(0, |number| number * self.segment.bytes()))
     }
 
+    /// The files from the one that holds `start` on, up to a gap: where each begins, and whose it is.
+    pub fn from(&self, start: Lsn) -> impl Iterator<Item = (Lsn, Tli, &Path)> {
+        let first = self.segment.number(start);
+        self.files
+            .range(first..)
+            .zip(first..)
+            .take_while(|((number, _), expected)| *number == expected)
+            .map(|((number, (tli, path)), _)| (Lsn(number * self.segment.bytes()), *tli, path.as_path()))
+    }
+
     /// Hands every record that begins at or after `start` to `each`, from the first file without `start`. A `start` must be a
     /// record's.
     pub fn for_each(

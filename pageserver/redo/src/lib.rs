@@ -13,6 +13,7 @@ mod brin;
 mod btree;
 mod chain;
 pub mod check;
+pub mod example;
 mod fields;
 mod generic;
 mod gin;
