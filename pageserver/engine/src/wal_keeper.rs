@@ -274,6 +274,11 @@ impl WalKeeper {
         self.state().objects.iter().cloned().collect()
     }
 
+    /// How many objects are in the bucket.
+    pub fn object_count(&self) -> usize {
+        self.state().objects.len()
+    }
+
     /// Received bytes that are not in the bucket.
     pub fn pending(&self) -> usize {
         self.state().pending

@@ -40,6 +40,8 @@ pub use replay::{OpenError, TimelineSurroundings, TimelineTasks, open};
 pub struct TimelinePolicy {
     /// The open tail is frozen when it holds so many bytes.
     pub freeze_bytes: usize,
+    /// … or when so many WAL objects lie above the layers: what a restart would have to fetch after a long trickle.
+    pub max_wal_objects: usize,
     /// Frozen tails that may wait for their layers; beyond it the source has to wait.
     pub max_frozen: usize,
     /// What happens to raw WAL.
@@ -48,7 +50,12 @@ pub struct TimelinePolicy {
 
 impl Default for TimelinePolicy {
     fn default() -> Self {
-        TimelinePolicy { freeze_bytes: 128 << 20, max_frozen: 2, wal: WalKeeping::default() }
+        TimelinePolicy {
+            freeze_bytes: 128 << 20,
+            max_wal_objects: 1000,
+            max_frozen: 2,
+            wal: WalKeeping::default(),
+        }
     }
 }
 

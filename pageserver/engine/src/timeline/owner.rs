@@ -209,6 +209,9 @@ impl Owner {
         let size = self.state.open.size();
         let budget = &self.shared.budget;
         size >= self.policy.freeze_bytes
+            || (size > 0
+                && self.shared.keeper.object_count() >= self.policy.max_wal_objects
+                && self.state.frozen.is_empty())
             || (budget.is_short()
                 && size >= budget.limit() / 8
                 && self.state.frozen.len() < self.policy.max_frozen)
