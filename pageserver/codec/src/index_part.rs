@@ -390,6 +390,9 @@ pub struct Restore {
     pub lsn: Lsn,
     /// The Postgres timeline that the restored cluster runs on.
     pub tli: Tli,
+    /// This one is what the timeline follows; others of the same LSN are other histories.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub followed: bool,
 }
 
 /// How a timeline came to be archived.
@@ -816,7 +819,12 @@ mod tests {
                 unknown: Unknown::new(),
             }),
             import: None,
-            restores: vec![Restore { nonce: "f00".into(), lsn: Lsn(0x3000000), tli: Tli(2) }],
+            restores: vec![Restore {
+                nonce: "f00".into(),
+                lsn: Lsn(0x3000000),
+                tli: Tli(2),
+                followed: false,
+            }],
             archived: None,
             leases: vec![Lease { lsn: Lsn(0x3000000), valid_until: "2026-05-01T00:00:00".parse().unwrap() }],
             named_lsns: BTreeMap::from([("before-the-accident".into(), Lsn(0x3000000))]),

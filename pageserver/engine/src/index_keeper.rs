@@ -126,7 +126,8 @@ impl IndexKeeper {
             wal_objects: Vec::new(),
             source: None,
             import: None,
-            restores: Vec::new(),
+            // What was restored from the shared part is known to the branch, too.
+            restores: parent.restores.iter().filter(|restore| restore.lsn <= lsn).cloned().collect(),
             archived: None,
             leases: Vec::new(),
             named_lsns: std::collections::BTreeMap::default(),

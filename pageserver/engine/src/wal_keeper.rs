@@ -83,6 +83,9 @@ pub enum KeepWalError {
         /// Where they begin.
         got: Lsn,
     },
+    /// Bytes that were received before come again, and are others.
+    #[error("WAL at {0} differs from what was received before")]
+    Differs(Lsn),
     /// The keeper was stopped.
     #[error("the timeline is shutting down")]
     Stopped,
@@ -119,6 +122,28 @@ struct State {
     /// Somebody waits for validation of what is stored up to here.
     validate_through: Lsn,
     objects: VecDeque<StoredWal>,
+    /// The newest received bytes, up to `received`: a source that sends them again must send the same.
+    recent: Vec<u8>,
+}
+
+/// How much of what was received last is kept to compare with.
+const RECENT_BYTES: usize = 64 << 10;
+
+impl State {
+    fn remember(&mut self, bytes: &[u8]) {
+        self.recent.extend_from_slice(&bytes[bytes.len().saturating_sub(RECENT_BYTES)..]);
+        // Not at every message: moving bytes costs more than holding twice as many.
+        if self.recent.len() > 2 * RECENT_BYTES {
+            let old = self.recent.len() - RECENT_BYTES;
+            self.recent.drain(..old);
+        }
+    }
+
+    /// The first place where `bytes` at `at` differ from what was received before, as far as that is still known.
+    fn difference(&self, at: Lsn, bytes: &[u8]) -> Option<Lsn> {
+        let known_from = self.received.0 - self.recent.len() as u64;
+        crate::wal_run::check_overlap(Lsn(known_from), &self.recent, at, bytes).err()
+    }
 }
 
 /// Consecutive received bytes of one Postgres timeline.
@@ -156,6 +181,7 @@ impl WalKeeper {
             seal_through: Lsn::INVALID,
             validate_through: Lsn::INVALID,
             objects: objects.into(),
+            recent: Vec::new(),
         };
         let shared = Shared {
             state: Mutex::new(state),
@@ -173,7 +199,8 @@ impl WalKeeper {
         self.shared.state.lock().expect("no code that holds this lock panics")
     }
 
-    /// Takes received bytes; waits while too much is pending. Bytes that were received before are dropped.
+    /// Takes received bytes; waits while too much is pending. Bytes that were received before are dropped, after a look whether
+    /// they are the same.
     pub async fn append(&self, at: Lsn, tli: Tli, bytes: &[u8]) -> Result<(), KeepWalError> {
         loop {
             let room = self.shared.room.notified();
@@ -190,6 +217,9 @@ impl WalKeeper {
             if at > state.received {
                 return Err(KeepWalError::Gap { expected: state.received, got: at });
             }
+            if let Some(at) = state.difference(at, bytes) {
+                return Err(KeepWalError::Differs(at));
+            }
             let known = state.received.since(at).min(bytes.len() as u64);
             let fresh = &bytes[known as usize..];
             if fresh.is_empty() {
@@ -201,6 +231,7 @@ impl WalKeeper {
                 _ => state.runs.push_back(Run { tli, start, bytes: fresh.to_vec() }),
             }
             state.received = start.add(fresh.len() as u64);
+            state.remember(fresh);
             state.pending += fresh.len();
             state.first_pending.get_or_insert_with(Instant::now);
             state.pending >= self.shared.policy.seal_bytes
@@ -209,6 +240,40 @@ impl WalKeeper {
             self.shared.work.notify_one();
         }
         Ok(())
+    }
+
+    /// Notes the bytes that end where the first append goes on, to compare with.
+    pub(crate) fn remember(&self, newest: Vec<u8>) {
+        let mut state = self.state();
+        if state.recent.is_empty() {
+            state.remember(&newest);
+        }
+    }
+
+    /// The newest received bytes that are still known begin here.
+    pub fn known_from(&self) -> Lsn {
+        let state = self.state();
+        Lsn(state.received.0 - state.recent.len() as u64)
+    }
+
+    /// The next byte is the one at `at`, whatever was received. Answers whether that was possible: everything received must be stored.
+    pub(crate) fn go_on_at(&self, at: Lsn) -> bool {
+        let mut state = self.state();
+        if state.pending > 0 {
+            return false;
+        }
+        let kept = if at > state.received {
+            0
+        } else {
+            state.recent.len().saturating_sub(state.received.since(at) as usize)
+        };
+        state.recent.truncate(kept);
+        state.received = at;
+        state.seal_through = state.seal_through.min(at);
+        state.validate_through = state.validate_through.min(at);
+        self.shared.stored.send_modify(|stored| *stored = at);
+        self.shared.flushed.send_modify(|flushed| *flushed = at.min(*flushed));
+        true
     }
 
     /// Says that what was received up to `through` holds a commit: from now on its age counts.

@@ -32,6 +32,12 @@ impl WalHistory {
             .map_or(Tli(1), |(tli, _)| *tli)
     }
 
+    /// Where a Postgres timeline was left for the next one. Bytes of it past that place mean nothing.
+    pub fn left_at(&self, tli: Tli) -> Option<Lsn> {
+        let place = self.switches.iter().position(|(known, _)| *known == tli)?;
+        self.switches.get(place + 1).map(|(_, begin)| *begin)
+    }
+
     /// Where the Postgres timeline that follows `lsn` ends, if another follows it.
     fn switch_after(&self, lsn: Lsn) -> Option<Lsn> {
         self.switches.iter().map(|(_, begin)| *begin).find(|begin| *begin > lsn)

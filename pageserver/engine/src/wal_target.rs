@@ -33,6 +33,14 @@ impl WalTarget {
         }
     }
 
+    /// The newest received bytes that are still there to compare with begin here.
+    pub fn known_from(&self) -> Lsn {
+        match self {
+            WalTarget::Importing(keeper) => keeper.known_from(),
+            WalTarget::Open(timeline) => timeline.known_from(),
+        }
+    }
+
     /// What may be reported to the source as flushed.
     pub fn flushed(&self) -> watch::Receiver<Lsn> {
         match self {

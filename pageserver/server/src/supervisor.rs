@@ -82,10 +82,20 @@ impl Supervisor {
     /// that runs is told to end by its own token's owner, not by this call; its report is replaced.
     ///
     /// Answers the token that ends just this task.
-    pub fn start<M, F, E>(
+    pub fn start<M, F, E>(&self, name: impl Into<String>, on_failure: OnFailure, make: M) -> CancellationToken
+    where
+        M: FnMut(CancellationToken) -> F + Send + 'static,
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: Display,
+    {
+        self.start_unless(name, move |_: &E| on_failure == OnFailure::Keep, make)
+    }
+
+    /// The same; a failure that `is_final` is left so, any other is followed by another start.
+    pub fn start_unless<M, F, E>(
         &self,
         name: impl Into<String>,
-        on_failure: OnFailure,
+        is_final: impl Fn(&E) -> bool + Send + 'static,
         mut make: M,
     ) -> CancellationToken
     where
@@ -109,14 +119,14 @@ impl Supervisor {
                     // The future is dropped whole after a panic, so nobody sees what it left half done.
                     let failure = match AssertUnwindSafe(make(token.clone())).catch_unwind().await {
                         Ok(Ok(())) => None,
-                        Ok(Err(error)) => Some(error.to_string()),
-                        Err(_panic) => Some("panicked; the log has the place".into()),
+                        Ok(Err(error)) => Some((error.to_string(), is_final(&error))),
+                        Err(_panic) => Some(("panicked; the log has the place".into(), false)),
                     };
-                    let Some(error) = failure else {
+                    let Some((error, is_final)) = failure else {
                         this.update(&name, |task| task.enter(TaskState::Finished));
                         return;
                     };
-                    if token.is_cancelled() || on_failure == OnFailure::Keep {
+                    if token.is_cancelled() || is_final {
                         tracing::warn!("failed: {error}");
                         this.update(&name, |task| task.fail(TaskState::Failed, error));
                         return;

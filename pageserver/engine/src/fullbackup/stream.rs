@@ -159,7 +159,7 @@ pub async fn write(
     let lsn = view.lsn();
     let at = lsn.normalized(control.wal_segment_size.bytes());
     let tli = options.tli.unwrap_or(Tli(options.history.tli().0 + 1));
-    let reason = format!("restored by Palimpsest, {}", hex::encode(options.nonce));
+    let reason = format!("{}{}", crate::timeline::restore::RESTORED_REASON, hex::encode(options.nonce));
     let history = options.history.branch(tli, lsn, &reason)?;
     checkpoint.redo = at;
     checkpoint.tli = tli;

@@ -142,6 +142,8 @@ struct ReceivedWal {
 enum Request {
     /// Freeze the open tail and answer when everything up to now is in layers that the index names.
     Checkpoint(oneshot::Sender<Result<Lsn, String>>),
+    /// Answer the end of the last record; before that, if asked, take WAL of this Postgres timeline from that end on.
+    Settle { go_on_as: Option<Tli>, answer: oneshot::Sender<Lsn> },
 }
 
 /// Why WAL was not taken.
@@ -223,6 +225,11 @@ impl Timeline {
         self.shared.keeper.received()
     }
 
+    /// The newest received bytes that are still there to compare with begin here.
+    pub fn known_from(&self) -> Lsn {
+        self.shared.keeper.known_from()
+    }
+
     /// The Postgres timeline of the newest record.
     pub fn tli(&self) -> Tli {
         Tli(self.shared.progress.borrow().tli)
@@ -285,6 +292,34 @@ impl Timeline {
         self.shared.keeper.append(at, tli, &bytes).await?;
         place.send(ReceivedWal { at, tli, bytes });
         Ok(())
+    }
+
+    /// Waits until all received WAL is ingested. Answers the end of the last record: what was received past it is the beginning of another.
+    pub async fn settled(&self) -> Result<Lsn, AppendError> {
+        self.settle(None).await
+    }
+
+    /// Forgets the beginning of a record that was received past the last whole one, or the page before a branch point, and takes WAL of Postgres
+    /// timeline `tli` from the end of the last record on. The index must know the switch by then.
+    pub(crate) async fn go_on_as(&self, tli: Tli) -> Result<Lsn, AppendError> {
+        self.shared.keeper.seal_now().await?;
+        let at = self.settle(Some(tli)).await?;
+        if !self.shared.keeper.go_on_at(at) {
+            return Err(AppendError::Stopped);
+        }
+        Ok(at)
+    }
+
+    async fn settle(&self, go_on_as: Option<Tli>) -> Result<Lsn, AppendError> {
+        let queue = &self.shared.wal;
+        // All places are free when the owner has taken everything; it answers when it has ingested that.
+        let places = queue.reserve_many(queue.max_capacity()).await.map_err(|_| self.why_stopped())?;
+        let (answer, answered) = oneshot::channel();
+        let request = Request::Settle { go_on_as, answer };
+        self.shared.requests.send(request).await.map_err(|_| self.why_stopped())?;
+        let settled = answered.await.map_err(|_| self.why_stopped());
+        drop(places);
+        settled
     }
 
     fn why_stopped(&self) -> AppendError {

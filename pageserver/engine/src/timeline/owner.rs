@@ -94,6 +94,12 @@ impl Owner {
                     }
                 }
                 Event::Request(Request::Checkpoint(answer)) => self.checkpoint(answer),
+                Event::Request(Request::Settle { go_on_as, answer }) => {
+                    if let Some(tli) = go_on_as {
+                        self.go_on_as(tli);
+                    }
+                    let _ = answer.send(self.state.last); // who asked may have gone
+                }
                 Event::Flushed(flushed) => self.adopt(flushed?),
                 Event::Stop => return self.close().await,
             }
@@ -232,6 +238,17 @@ impl Owner {
         // The receiver only goes away with the flusher, whose last word comes through `flushed`.
         let _ = self.to_flush.send(Frozen { tail, lsns, last: state.last, prev: state.prev });
         self.store_view(None);
+    }
+
+    /// The next byte of WAL is the one at the end of the last record.
+    fn go_on_as(&mut self, tli: Tli) {
+        let facts = &self.shared.facts;
+        let decoder = WalDecoder::new(facts.pg, facts.wal_segment_size, tli, self.state.last)
+            .expecting_system_id(facts.system_identifier);
+        self.decoder = match self.state.prev {
+            prev if prev.is_valid() => decoder.expecting_prev(prev),
+            _ => decoder,
+        };
     }
 
     fn checkpoint(&mut self, answer: oneshot::Sender<Result<Lsn, String>>) {

@@ -28,7 +28,7 @@ use crate::ports::{Bucket, BucketError};
 use crate::read::{Ancestor, Snapshot};
 use crate::tail::Tail;
 use crate::wal_keeper::{KeepWalError, StoredWal, WalKeeper, WalKeeperPlace, wal_path};
-use crate::wal_run::{WalRunError, contiguous_run, list_wal};
+use crate::wal_run::{WalHistory, WalRunError, contiguous_run, list_wal};
 
 /// How many received messages may wait for the owner: enough to keep it busy while the next one is read, little enough to stop the source soon.
 const WAL_QUEUE: usize = 8;
@@ -133,8 +133,8 @@ pub async fn open(
     };
     let ingest = Ingest::load(&Stored(&snapshot), facts.pg).await?;
     let (decoder, wal_start) =
-        decoder_for(&facts, &found.wal, found.disk_consistent_lsn, found.prev_record_lsn);
-    let received = run.last().map_or(wal_start, |last| last.end);
+        decoder_for(&facts, &found.wal, &run, found.disk_consistent_lsn, found.prev_record_lsn);
+    let received = run.last().map_or(wal_start, |last| counted_end(&found.wal, last));
     let keeper = WalKeeper::new(received, run.clone(), place.policy.wal);
 
     let (to_owner, wal) = mpsc::channel(WAL_QUEUE);
@@ -191,7 +191,8 @@ pub async fn open(
         flusher.run().await;
         ("flusher", Ok(()))
     });
-    replay(place, tenant_shard, timeline, &mut owner, &run).await?;
+    let newest = replay(place, tenant_shard, timeline, &mut owner, &found.wal, &run).await?;
+    keeper.remember(newest);
     let keeper_place = WalKeeperPlace {
         bucket: Arc::clone(&place.bucket),
         claim: place.claim.clone(),
@@ -214,12 +215,15 @@ pub async fn open(
 /// its branch point: the cluster restored there skips from the page's header to its first record.
 fn decoder_for(
     facts: &TimelineFacts,
-    wal: &crate::wal_run::WalHistory,
+    wal: &WalHistory,
+    run: &[StoredWal],
     at: Lsn,
     prev: Option<Lsn>,
 ) -> (WalDecoder, Lsn) {
     let tli = wal.tli_at(at);
-    let fresh_branch = facts.ancestor.is_some_and(|(_, lsn)| lsn == at);
+    // What followed an ordinary Postgres from its branch point on has WAL from exactly there.
+    let fresh_branch =
+        facts.ancestor.is_some_and(|(_, lsn)| lsn == at) && run.first().is_none_or(|first| first.start < at);
     let (decoder, start) = if fresh_branch {
         let page = at.page_start();
         (WalDecoder::at_first_record_after(facts.pg, facts.wal_segment_size, tli, page), page)
@@ -234,14 +238,15 @@ fn decoder_for(
     (decoder.expecting_system_id(facts.system_identifier), start)
 }
 
-/// Feeds the WAL objects of the run to the owner. Bytes that two objects share must be equal.
+/// Feeds the WAL objects of the run to the owner. Bytes that two objects share must be equal. Answers the newest object's bytes.
 async fn replay(
     place: &TimelineSurroundings,
     tenant_shard: TenantShardId,
     timeline: TimelineId,
     owner: &mut Owner,
+    history: &WalHistory,
     run: &[StoredWal],
-) -> Result<(), OpenError> {
+) -> Result<Vec<u8>, OpenError> {
     let mut before: Option<(Lsn, Vec<u8>)> = None;
     for object in run {
         let path = wal_path(tenant_shard, timeline, object);
@@ -249,12 +254,15 @@ async fn replay(
         let decoded = tokio::task::spawn_blocking(move || wal_object::decode(&bytes))
             .await
             .map_err(|_| KeepWalError::Stopped)?;
-        let (header, raw) = decoded.map_err(|source| OpenError::WalObject { path: path.clone(), source })?;
+        let (header, mut raw) =
+            decoded.map_err(|source| OpenError::WalObject { path: path.clone(), source })?;
         if (header.start, header.end, header.tli) != (object.start, object.end, object.tli)
             || header.system_id != owner.shared.facts.system_identifier
         {
             return Err(WalRunError::WrongObject { path }.into());
         }
+        // The rest was received before it was known where the Postgres timeline ends.
+        raw.truncate(counted_end(history, object).since(object.start) as usize);
         if let Some((start, older)) = &before {
             crate::wal_run::check_overlap(*start, older, object.start, &raw)
                 .map_err(|at| WalRunError::Differ { path: path.clone(), at })?;
@@ -268,5 +276,10 @@ async fn replay(
     if let (Some(first), Some(last)) = (run.first(), run.last()) {
         info!(%timeline, from = %first.start, to = %last.end, objects = run.len(), readable_to = %owner.state.last, "replayed WAL from the bucket");
     }
-    Ok(())
+    Ok(before.map(|(_, raw)| raw).unwrap_or_default())
+}
+
+/// Just past the last byte of an object that is history.
+fn counted_end(history: &WalHistory, object: &StoredWal) -> Lsn {
+    history.left_at(object.tli).map_or(object.end, |left| left.min(object.end))
 }

@@ -1,13 +1,16 @@
 //! Restoring clusters from a timeline, and following the Postgres timelines that they start.
 
 use codec::history::{HistoryError, TimelineHistory};
-use codec::index_part::{Restore, TliStart};
-use model::{Lsn, Tli};
+use codec::index_part::{Archived, Restore, TliStart, Unknown, UtcTime};
+use model::{Lsn, TimelineId, Tli};
 
-use super::Timeline;
+use super::{AppendError, Timeline};
 use crate::claim::ValidateError;
 use crate::fullbackup::{self, FullBackupError, FullBackupOptions, FullBackupReport, TarSink};
 use crate::index_store::PutIndexError;
+
+/// How the reason begins in the history file of a cluster that was restored from here; the restore's nonce in hexadecimal follows.
+pub const RESTORED_REASON: &str = "restored by Palimpsest, ";
 
 /// Why a cluster was not restored.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +42,8 @@ pub enum SwitchError {
     Index(#[from] PutIndexError),
     #[error(transparent)]
     Validate(#[from] ValidateError),
+    #[error(transparent)]
+    Append(#[from] AppendError),
     #[error("the timeline does not follow a Postgres")]
     NoPostgres,
 }
@@ -47,11 +52,16 @@ impl Timeline {
     /// The history of Postgres timelines up to `lsn`, as far back as this timeline knows.
     pub async fn postgres_history(&self, lsn: Lsn) -> Result<TimelineHistory, RestoreError> {
         let part = self.index().part().await;
-        let starts = part.palimpsest.map(|ours| ours.tli_history).unwrap_or_default();
-        let (first, later) = starts.split_first().ok_or(RestoreError::NoPostgres)?;
+        let ours = part.palimpsest.ok_or(RestoreError::NoPostgres)?;
+        let (first, later) = ours.tli_history.split_first().ok_or(RestoreError::NoPostgres)?;
         let mut history = TimelineHistory::first(first.tli);
         for start in later.iter().take_while(|start| start.from <= lsn) {
-            history = history.branch(start.tli, start.from, "followed by Palimpsest")?;
+            let restore = ours.restores.iter().find(|restore| restore.followed && restore.tli == start.tli);
+            let reason = restore.map_or_else(
+                || "followed by Palimpsest".to_owned(),
+                |restore| format!("{RESTORED_REASON}{}", restore.nonce),
+            );
+            history = history.branch(start.tli, start.from, &reason)?;
         }
         Ok(history)
     }
@@ -68,7 +78,7 @@ impl Timeline {
         let mut options = FullBackupOptions::new(self.postgres_history(lsn).await?, nonce);
         options.prev_lsn = prev;
         let tli = Tli(options.history.tli().0 + 1);
-        let restore = Restore { nonce: hex::encode(nonce), lsn, tli };
+        let restore = Restore { nonce: hex::encode(nonce), lsn, tli, followed: false };
         self.index()
             .update(|part| {
                 if let Some(ours) = &mut part.palimpsest {
@@ -81,27 +91,79 @@ impl Timeline {
     }
 
     /// Notes that the source went on as another Postgres timeline, before any of its WAL is stored. A switch that is known already changes nothing.
-    pub async fn note_switch(&self, tli: Tli, from: Lsn) -> Result<(), SwitchError> {
+    ///
+    /// `nonce` is that of the restore which made the Postgres timeline, if one did. The beginning of a record that was received past the switch is
+    /// forgotten: the Postgres that went on did not have it.
+    pub async fn note_switch(&self, tli: Tli, from: Lsn, nonce: Option<&str>) -> Result<(), SwitchError> {
         let part = self.index().part().await;
         let starts = part.palimpsest.map(|ours| ours.tli_history).unwrap_or_default();
         let last = *starts.last().ok_or(SwitchError::NoPostgres)?;
-        if starts.iter().any(|start| (start.tli, start.from) == (tli, from)) {
-            return Ok(());
+        let ingested = self.settled().await?;
+        let branched_at = self.facts().ancestor.map_or(Lsn::INVALID, |(_, lsn)| lsn);
+        if !starts.iter().any(|start| (start.tli, start.from) == (tli, from)) {
+            if tli <= last.tli || from < last.from {
+                return Err(SwitchError::Backwards { tli, from, last: last.tli, last_from: last.from });
+            }
+            if ingested > branched_at && ingested > from {
+                return Err(SwitchError::Forked { tli, from, last: last.tli, received: ingested });
+            }
+            self.index()
+                .update(|part| {
+                    if let Some(ours) = &mut part.palimpsest {
+                        ours.tli_history.push(TliStart { tli, from });
+                        for restore in &mut ours.restores {
+                            restore.followed |= nonce == Some(restore.nonce.as_str());
+                        }
+                    }
+                })
+                .await?;
+            self.index().claim().validate().await?;
         }
-        if tli <= last.tli || from < last.from {
-            return Err(SwitchError::Backwards { tli, from, last: last.tli, last_from: last.from });
+        if ingested == from && self.received() > from && self.tli() < tli {
+            tracing::info!(received = %self.received(), %from, "the beginning of a record is dropped: the source went on without it");
+            self.go_on_as(tli).await?;
         }
-        let has_own_wal = self.last_record_lsn() > self.facts().ancestor.map_or(Lsn::INVALID, |(_, lsn)| lsn);
-        if has_own_wal && self.last_record_lsn() > from {
-            return Err(SwitchError::Forked { tli, from, last: last.tli, received: self.last_record_lsn() });
+        Ok(())
+    }
+
+    /// A branch that follows an ordinary Postgres takes WAL from exactly its branch point on, not from that page's beginning, where a cluster that was
+    /// restored there begins.
+    pub async fn begin_at_branch_point(&self, tli: Tli) -> Result<(), SwitchError> {
+        if self.received() < self.last_record_lsn() {
+            self.go_on_as(tli).await?;
         }
-        self.index()
-            .update(|part| {
-                if let Some(ours) = &mut part.palimpsest {
-                    ours.tli_history.push(TliStart { tli, from });
-                }
-            })
-            .await?;
-        Ok(self.index().claim().validate().await?)
+        Ok(())
+    }
+
+    /// How it was archived, if it was.
+    pub async fn archived(&self) -> Option<Archived> {
+        self.index().part().await.palimpsest.and_then(|ours| ours.archived)
+    }
+
+    /// Archives it: nothing is received any more, all stays readable, `successor` goes on from `at`. That is on record before anything of the
+    /// successor is, so that it can be made by whoever comes next. What is archived already stays as it is.
+    pub async fn archive(
+        &self,
+        reason: &str,
+        successor: TimelineId,
+        at: Lsn,
+    ) -> Result<Archived, SwitchError> {
+        if self.archived().await.is_none() {
+            self.index()
+                .update(|part| {
+                    part.archived_at = Some(UtcTime::from_system_time(std::time::SystemTime::now()));
+                    if let Some(ours) = &mut part.palimpsest {
+                        ours.archived = Some(Archived {
+                            reason: reason.to_owned(),
+                            successor: Some(successor),
+                            at: Some(at),
+                            unknown: Unknown::new(),
+                        });
+                    }
+                })
+                .await?;
+        }
+        self.index().claim().validate().await?;
+        self.archived().await.ok_or(SwitchError::NoPostgres)
     }
 }

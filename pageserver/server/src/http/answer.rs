@@ -11,6 +11,7 @@ use serde_json::json;
 use crate::libpq::pagestream::chain;
 use crate::source::followers::FollowRequestError;
 use crate::source::import::ImportFailure;
+use crate::source::receiver::FollowError;
 
 /// A request that was not done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,7 +97,9 @@ impl From<FollowRequestError> for Refused {
             FollowRequestError::Change(error) | FollowRequestError::Import(ImportFailure::Change(error)) => {
                 error.into()
             }
-            error @ FollowRequestError::OtherCluster { .. } => Self::precondition(error),
+            error @ (FollowRequestError::OtherCluster { .. }
+            | FollowRequestError::Archived(_)
+            | FollowRequestError::Follow(FollowError::Diverged(_))) => Self::precondition(error),
             error @ FollowRequestError::Import(ImportFailure::Standby) => Self::precondition(error),
             // The source is away or says no: nothing of ours is wrong, trying again may help.
             error => Self::new(StatusCode::SERVICE_UNAVAILABLE, chain(&error)),

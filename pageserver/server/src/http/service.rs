@@ -304,8 +304,11 @@ async fn timeline_detail(State(api): Shared, Ids((shard, timeline)): TimelinePat
 async fn delete_timeline(State(api): Shared, Ids((shard, timeline)): TimelinePath) -> Answer {
     one_timeline(&api, shard, timeline)?;
     api.tenants.delete_timeline(shard.tenant, timeline).await?;
-    api.followers.stop(timeline);
-    Ok(json_answer(StatusCode::ACCEPTED, Value::Null))
+    let remains = api.followers.leave(timeline).await;
+    Ok(json_answer(
+        StatusCode::ACCEPTED,
+        remains.map_or(Value::Null, |remains| json!({ "warning": remains })),
+    ))
 }
 
 async fn follow_primary(

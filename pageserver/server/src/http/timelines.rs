@@ -71,7 +71,7 @@ fn active_json(tenant: TenantShardId, info: &TimelineInfo, followers: &Followers
         "pg_version": facts.pg,
         "state": if info.error.is_some() { json!({"Broken": {"reason": info.error, "backtrace": ""}}) } else { json!("Active") },
         "walreceiver_status": followers.status(id),
-        "is_archived": false,
+        "is_archived": followers.is_archived(id),
         "rel_size_migration": "migrated",
         "is_invisible": false,
         // Ours: where received WAL is.

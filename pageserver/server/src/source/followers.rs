@@ -3,17 +3,22 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use codec::index_part::{Source, Unknown};
-use engine::tenant::{ChangeError, Tenants};
+use engine::tenant::{BranchPoint, ChangeError, Tenants};
 use engine::timeline::Timeline;
+use engine::timeline::restore::SwitchError;
 use engine::wal_target::WalTarget;
-use model::{TenantId, TimelineId};
+use futures::future::BoxFuture;
+use model::{Lsn, TenantId, TimelineId, Tli};
 use tokio_util::sync::CancellationToken;
 
+use super::client::{Client, Purpose};
 use super::conninfo::{ConnInfo, ConnInfoError};
 use super::import::{self, ImportFailure};
-use super::receiver::{Receiver, ReceiverState};
+use super::receiver::{FollowError, Receiver, ReceiverState, course_of, release_slot};
+use super::replication;
 use crate::supervisor::{OnFailure, Supervisor};
 
 /// Imports and receivers. Cheap to clone.
@@ -49,6 +54,12 @@ pub enum FollowRequestError {
     /// The timeline could not be changed.
     #[error(transparent)]
     Change(#[from] ChangeError),
+    /// Its history is not the timeline's.
+    #[error(transparent)]
+    Follow(#[from] FollowError),
+    /// The timeline takes no WAL any more.
+    #[error("the timeline is archived: {0}")]
+    Archived(String),
     /// It is another cluster than the timeline's.
     #[error("the source is cluster {found}, the timeline's is {expected}")]
     OtherCluster {
@@ -58,6 +69,20 @@ pub enum FollowRequestError {
         expected: u64,
     },
 }
+
+/// Why a receiver ended.
+#[derive(Debug, thiserror::Error)]
+enum ReceiverFailure {
+    #[error(transparent)]
+    Follow(#[from] FollowError),
+    #[error("cannot archive the timeline that the source left: {0}")]
+    Archive(#[from] SwitchError),
+    #[error("cannot continue in a new timeline: {0}")]
+    Continue(#[from] ChangeError),
+}
+
+/// How long a deletion waits for the source to drop our slot.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Followers {
     /// Nobody yet. `passfile` may be empty.
@@ -75,6 +100,11 @@ impl Followers {
         self.get(timeline).map_or_else(|| "no source".into(), |follower| follower.state.text())
     }
 
+    /// Whether a timeline was archived.
+    pub fn is_archived(&self, timeline: TimelineId) -> bool {
+        self.get(timeline).is_some_and(|follower| follower.state.is_archived())
+    }
+
     /// Where a timeline's WAL comes from, without secrets.
     pub fn source(&self, timeline: TimelineId) -> Option<String> {
         self.get(timeline).map(|follower| follower.source.to_string())
@@ -88,6 +118,7 @@ impl Followers {
     /// Goes on with everything that was followed when the process last ended.
     pub async fn resume(&self) {
         let tenants = &self.inner.tenants;
+        let mut archived = Vec::new();
         for info in tenants.list() {
             let Ok(tenant) = tenants.tenant(info.id.tenant) else { continue };
             for followed in tenant.followed().await {
@@ -99,11 +130,93 @@ impl Followers {
                     }
                 };
                 match followed.timeline {
+                    Some(timeline) if timeline.archived().await.is_some() => {
+                        archived.push((timeline, source))
+                    }
                     Some(timeline) => self.follow(&timeline, source),
                     None => self.import(info.id.tenant, followed.id, source, None),
                 }
             }
         }
+        // Now it is known which successors exist and are followed.
+        for (timeline, source) in archived {
+            let state = Arc::new(ReceiverState::default());
+            let (this, from, told, id) = (self.clone(), source.clone(), Arc::clone(&state), timeline.id());
+            let stop =
+                self.inner.supervisor.start(format!("successor of {id}"), OnFailure::Restart, move |_stop| {
+                    let (this, source, state) = (this.clone(), from.clone(), Arc::clone(&told));
+                    let timeline = timeline.clone();
+                    async move { this.continue_archived(&timeline, source, &state).await }
+                });
+            self.enter(id, source, stop, state);
+        }
+    }
+
+    /// Archives a timeline that the source left at `at`, and goes on in a new one.
+    async fn part(
+        &self,
+        timeline: &Timeline,
+        at: Lsn,
+        tli: Tli,
+        source: ConnInfo,
+        state: &ReceiverState,
+    ) -> Result<(), ReceiverFailure> {
+        let received = timeline.received();
+        let reason = format!(
+            "the source went on as Postgres timeline {tli} from {at}, before {received}, the end of what was received"
+        );
+        let archived = timeline.archive(&reason, TimelineId(rand::random()), at).await?;
+        tracing::warn!(timeline = %timeline.id(), successor = ?archived.successor, "archived: {}", archived.reason);
+        Ok(self.continue_archived(timeline, source, state).await?)
+    }
+
+    /// Makes the successor of an archived timeline unless it exists, and follows the source in it.
+    async fn continue_archived(
+        &self,
+        timeline: &Timeline,
+        source: ConnInfo,
+        state: &ReceiverState,
+    ) -> Result<(), ChangeError> {
+        let Some(archived) = timeline.archived().await else { return Ok(()) };
+        state.set_archived(format!("archived: {}", archived.reason));
+        let (Some(successor), Some(at)) = (archived.successor, archived.at) else { return Ok(()) };
+        let tenant = timeline.facts().tenant_shard.tenant;
+        let made = self.inner.tenants.branch(tenant, successor, timeline.id(), BranchPoint::Lsn(at)).await;
+        let next = match made {
+            // Somebody deleted it since.
+            Err(ChangeError::Buried(_)) => return Ok(()),
+            made => made?,
+        };
+        state.set_archived(format!("archived: {}; goes on as timeline {successor}", archived.reason));
+        if next.index().source().await.is_none() {
+            self.store_source(&next, &source).await?;
+        }
+        if next.archived().await.is_none() && self.get(successor).is_none() {
+            self.follow(&next, source.clone());
+        }
+        let slot = Self::slot_name(timeline.id());
+        match tokio::time::timeout(RELEASE_PATIENCE, release_slot(&source, &slot)).await {
+            Ok(Ok(())) => {}
+            _ => tracing::warn!(slot, "the slot of the archived timeline may remain on the source"),
+        }
+        Ok(())
+    }
+
+    async fn store_source(&self, timeline: &Timeline, source: &ConnInfo) -> Result<(), ChangeError> {
+        let stored = Source {
+            conninfo: source.to_string(),
+            slot: Some(Self::slot_name(timeline.id())),
+            unknown: Unknown::new(),
+        };
+        timeline
+            .index()
+            .update(|part| {
+                if let Some(ours) = &mut part.palimpsest {
+                    ours.source = Some(stored);
+                }
+            })
+            .await?;
+        Ok(timeline.index().claim().validate().await?)
     }
 
     /// Makes a timeline from a source. Answers once that is begun durably; filling it goes on in a task.
@@ -125,40 +238,39 @@ impl Followers {
     /// Makes an existing timeline follow a source, such as a cluster that was restored from it.
     pub async fn attach(&self, timeline: &Timeline, dsn: &str) -> Result<(), FollowRequestError> {
         let source = dsn.parse::<ConnInfo>()?.or_passfile(&self.inner.passfile);
+        if let Some(archived) = timeline.archived().await {
+            return Err(FollowRequestError::Archived(archived.reason));
+        }
         let (identity, _) = import::survey(&source).await?;
         let expected = timeline.facts().system_identifier;
         if identity.system_identifier != expected {
             return Err(FollowRequestError::OtherCluster { found: identity.system_identifier, expected });
         }
-        let stored = Source {
-            conninfo: source.to_string(),
-            slot: Some(Self::slot_name(timeline.id())),
-            unknown: Unknown::new(),
-        };
-        timeline
-            .index()
-            .update(|part| {
-                if let Some(ours) = &mut part.palimpsest {
-                    ours.source = Some(stored);
-                }
-            })
-            .await
-            .map_err(ChangeError::from)?;
-        timeline.index().claim().validate().await.map_err(ChangeError::from)?;
+        let mut client = Client::connect(&source, Purpose::Replication).await.map_err(FollowError::from)?;
+        let history = replication::history(&mut client, identity.tli).await.map_err(FollowError::from)?;
+        client.close().await;
+        course_of(timeline, &identity, &history).await?;
+        self.store_source(timeline, &source).await?;
         self.follow(timeline, source);
         Ok(())
     }
 
-    /// Stops following, as before a deletion. The slot remains on the source.
-    pub fn stop(&self, timeline: TimelineId) {
-        if let Some(follower) = self.table().remove(&timeline) {
-            follower.stop.cancel();
-            tracing::warn!(
-                %timeline,
-                "the slot {} remains on the source and keeps WAL there until it is dropped",
-                Self::slot_name(timeline)
-            );
-        }
+    /// Stops following a timeline that is deleted, and drops its slot on the source. Answers what remains there, if that failed.
+    pub async fn leave(&self, timeline: TimelineId) -> Option<String> {
+        let follower = self.table().remove(&timeline)?;
+        follower.stop.cancel();
+        let slot = Self::slot_name(timeline);
+        let why = match tokio::time::timeout(RELEASE_PATIENCE, release_slot(&follower.source, &slot)).await {
+            Ok(Ok(())) => return None,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer in {RELEASE_PATIENCE:?}"),
+        };
+        let remains = format!(
+            "the slot {slot} remains on the source {} and keeps WAL there until it is dropped: {why}",
+            follower.source
+        );
+        tracing::warn!(%timeline, "{remains}");
+        Some(remains)
     }
 
     fn table(&self) -> std::sync::MutexGuard<'_, HashMap<TimelineId, Follower>> {
@@ -186,9 +298,23 @@ impl Followers {
         let (timeline, from) = (timeline.clone(), source.clone());
         let id = timeline.id();
         let told = Arc::clone(&state);
-        let stop = self.inner.supervisor.start(format!("receiver {id}"), OnFailure::Restart, move |stop| {
+        let this = self.clone();
+        let is_final =
+            |error: &ReceiverFailure| matches!(error, ReceiverFailure::Follow(error) if error.is_final());
+        let stop = self.inner.supervisor.start_unless(format!("receiver {id}"), is_final, move |stop| {
             let receiver = receiver_of(&timeline, from.clone(), Arc::clone(&told));
-            async move { receiver.follow(stop).await }
+            let (this, timeline, source, state) =
+                (this.clone(), timeline.clone(), from.clone(), Arc::clone(&told));
+            // Boxed: the successor's receiver is started from within.
+            let run: BoxFuture<'static, Result<(), ReceiverFailure>> = Box::pin(async move {
+                match receiver.follow(stop).await {
+                    Err(FollowError::Parted { at, tli }) => {
+                        this.part(&timeline, at, tli, source, &state).await
+                    }
+                    followed => Ok(followed?),
+                }
+            });
+            run
         });
         self.enter(id, source, stop, state);
     }
@@ -213,6 +339,7 @@ impl Followers {
                     slot: slot.clone(),
                     system_identifier: begun.identity.system_identifier,
                     tli: begun.identity.tli,
+                    wal_segment_size: begun.identity.wal_segment_size,
                     state: Arc::default(),
                 };
                 let timeline =
@@ -252,6 +379,7 @@ fn receiver_of(timeline: &Timeline, source: ConnInfo, state: Arc<ReceiverState>)
         slot: Followers::slot_name(timeline.id()),
         system_identifier: timeline.facts().system_identifier,
         tli: timeline.tli(),
+        wal_segment_size: timeline.facts().wal_segment_size,
         state,
     }
 }

@@ -1,7 +1,7 @@
 //! A Postgres as the source of WAL: an unpatched primary, spoken to as its standbys do.
 //!
 //! Reading order: [`conninfo`] (where and as whom), [`client`] (a connection), [`base_backup`], [`replication`] (the messages of a stream),
-//! [`receiver`] (follows a source and reports what is safe in the bucket), [`import`] (a new timeline from a source), [`followers`]
+//! [`lineage`] (whether its history is ours), [`receiver`] (follows a source and reports what is safe in the bucket), [`import`] (a new timeline from a source), [`followers`]
 //! (all receivers of the process).
 
 pub mod base_backup;
@@ -9,5 +9,6 @@ pub mod client;
 pub mod conninfo;
 pub mod followers;
 pub mod import;
+pub mod lineage;
 pub mod receiver;
 pub mod replication;

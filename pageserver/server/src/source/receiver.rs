@@ -4,20 +4,23 @@
 //! newest. The source forgets what is below it and shuts down only when it is the end, so a keepalive that waits for an answer is answered
 //! as soon as everything received is there, or the connection is closed.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use codec::history::TimelineHistory;
 use engine::claim::{Claim, ValidateError};
-use engine::timeline::AppendError;
 use engine::timeline::restore::SwitchError;
+use engine::timeline::{AppendError, Timeline};
 use engine::wal_keeper::KeepWalError;
 use engine::wal_target::WalTarget;
-use model::{Lsn, Tli};
+use model::{Lsn, Tli, WalSegmentSize};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::client::{Client, ClientError, Purpose};
 use super::conninfo::ConnInfo;
+use super::lineage::{self, Course, Diverged, Ours, Theirs};
 use super::replication::{self, SourceIdentity, StreamMessage};
 
 /// How often a status is sent at least: the source drops a peer that is silent for `wal_sender_timeout`, 60 s by default.
@@ -42,8 +45,10 @@ pub struct Receiver {
     pub slot: String,
     /// Which cluster the WAL must be of.
     pub system_identifier: u64,
-    /// The Postgres timeline of the newest WAL received.
+    /// The Postgres timeline of the base that is being imported.
     pub tli: Tli,
+    /// Of the cluster.
+    pub wal_segment_size: WalSegmentSize,
     /// What is told of it.
     pub state: Arc<ReceiverState>,
 }
@@ -53,12 +58,24 @@ pub struct Receiver {
 pub struct ReceiverState {
     // Guards one text.
     text: Mutex<String>,
+    archived: AtomicBool,
 }
 
 impl ReceiverState {
     /// In words.
     pub fn text(&self) -> String {
         self.text.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether the timeline was archived, and nothing is received any more.
+    pub fn is_archived(&self) -> bool {
+        self.archived.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the timeline is archived, and why.
+    pub fn set_archived(&self, why: impl Into<String>) {
+        self.archived.store(true, Ordering::Relaxed);
+        self.set(why);
     }
 
     /// Notes what it does now.
@@ -84,20 +101,23 @@ pub enum FollowError {
     /// It replays another's WAL.
     #[error("the source is a standby; a primary is needed")]
     Standby,
-    /// Its history left ours before the end of what we have.
+    /// Its history is not ours.
+    #[error(transparent)]
+    Diverged(#[from] Diverged),
+    /// Its history left ours before the end of what we have, and goes on: the timeline is to be archived and continued in a new one.
     #[error(
-        "the source's history left ours at {fork}, and we have WAL up to {received} of Postgres timeline {tli}"
+        "the source's history left ours at {at}, before the end of what we have, and is on Postgres timeline {tli}"
     )]
-    Diverged {
-        /// Where the histories part.
-        fork: Lsn,
-        /// Ours went on to here.
-        received: Lsn,
-        /// On this Postgres timeline.
+    Parted {
+        /// Where.
+        at: Lsn,
+        /// The source's Postgres timeline.
         tli: Tli,
     },
     /// The WAL that comes next is gone on the source.
-    #[error("the slot is lost: the source no longer has WAL at {wanted}: {reason}")]
+    #[error(
+        "the source no longer has the WAL at {wanted} that comes next; import it anew as another timeline: {reason}"
+    )]
     SlotLost {
         /// What comes next.
         wanted: Lsn,
@@ -132,6 +152,72 @@ enum StreamEnd {
     NextTimeline(Option<(Tli, Lsn)>),
 }
 
+impl FollowError {
+    /// Whether trying again is wrong: another owner has the tenant.
+    pub fn is_final(&self) -> bool {
+        match self {
+            FollowError::Claim(error) | FollowError::Switch(SwitchError::Validate(error)) => {
+                !matches!(error, ValidateError::Bucket(_))
+            }
+            FollowError::Keep(KeepWalError::Superseded(_))
+            | FollowError::Append(AppendError::Keep(KeepWalError::Superseded(_))) => true,
+            _ => false,
+        }
+    }
+}
+
+/// What is to be done with a source, as seen from an open timeline.
+pub async fn course_of(
+    timeline: &Timeline,
+    identity: &SourceIdentity,
+    history: &TimelineHistory,
+) -> Result<Course, FollowError> {
+    let last = timeline.settled().await?;
+    let part = timeline.index().part().await;
+    let index = part.palimpsest.ok_or(SwitchError::NoPostgres)?;
+    let branched_at = timeline.facts().ancestor.map(|(_, lsn)| lsn);
+    let ours = Ours { index: &index, last, received: timeline.received().max(last), branched_at };
+    Ok(lineage::course(ours, Theirs { history, flushed: identity.flushed })?)
+}
+
+/// Drops a slot on a source, even when a walsender has it.
+pub async fn release_slot(source: &ConnInfo, slot: &str) -> Result<(), ClientError> {
+    let mut attempt = 0;
+    loop {
+        let mut client = Client::connect(source, Purpose::Replication).await?;
+        match replication::drop_slot(&mut client, slot).await {
+            Err(error) if error.is_sqlstate("55006") && attempt < SLOT_ATTEMPTS => {
+                attempt += 1;
+                slot_field(source, slot, "pg_terminate_backend(active_pid)").await?;
+                tokio::time::sleep(Duration::from_millis(50) * attempt).await;
+            }
+            dropped => {
+                client.close().await;
+                return dropped;
+            }
+        }
+    }
+}
+
+/// An expression over the slot's row in `pg_replication_slots`; `None` without such a slot. Replication connections run no SQL: this is another.
+async fn slot_field(source: &ConnInfo, slot: &str, expression: &str) -> Result<Option<String>, ClientError> {
+    let mut client = Client::connect(source, Purpose::Sql).await?;
+    let slot = slot.replace('\'', "''");
+    let rows = client
+        .query(&format!("SELECT {expression} FROM pg_replication_slots WHERE slot_name = '{slot}'"))
+        .await?;
+    client.close().await;
+    Ok(rows.into_iter().next().and_then(|row| row.into_iter().next()).flatten())
+}
+
+/// What the source says when it has no WAL at `wanted`: the file is gone, or the slot was given up (from Postgres 18 on).
+fn lost_or(error: ClientError, wanted: Lsn) -> FollowError {
+    if error.is_sqlstate("58P01") || error.is_sqlstate("55000") {
+        return FollowError::SlotLost { wanted, reason: error.to_string() };
+    }
+    error.into()
+}
+
 impl Receiver {
     /// Connects, follows until told to stop or until something fails.
     pub async fn follow(&self, stop: CancellationToken) -> Result<(), FollowError> {
@@ -143,6 +229,8 @@ impl Receiver {
         };
         self.state.set(match &followed {
             Ok(()) => "stopped".to_owned(),
+            Err(error @ FollowError::SlotLost { .. }) => format!("SlotLost: {error}"),
+            Err(error @ FollowError::Diverged(_)) => format!("Diverged: {error}"),
             Err(error) => format!("disconnected: {error}"),
         });
         followed
@@ -168,44 +256,84 @@ impl Receiver {
         let identity = replication::identify(&mut client).await?;
         self.check(&identity)?;
         self.warn_of_synchronous_commit(&mut client).await;
-        let created = replication::create_slot(&mut client, &self.slot).await?;
         let history = replication::history(&mut client, identity.tli).await?;
-        let received = self.target.received();
-        if created {
-            tracing::info!(slot = self.slot, %received, "created the slot");
-        }
-        let mut tli = history.tli_at(received);
-        if !history.contains(self.tli, received) {
-            let fork = history.left_at(self.tli).map_or(Lsn::INVALID, |(fork, _)| fork);
-            return Err(FollowError::Diverged { fork, received, tli: self.tli });
-        }
-        if identity.tli == self.tli && identity.flushed < received {
-            return Err(FollowError::Diverged { fork: identity.flushed, received, tli: self.tli });
-        }
-        let mut ours = self.tli;
-        while ours != tli
-            && let Some((switch, next)) = history.left_at(ours)
-        {
-            self.note_switch(next, switch).await?;
-            ours = next;
-        }
-        loop {
-            let start = self.target.received();
-            self.start(&mut client, start, tli).await?;
-            tracing::info!(%start, %tli, "following {}", self.source);
-            match self.stream(&mut client, tli, stop).await? {
-                StreamEnd::Stopped => {
-                    client.close().await;
-                    return Ok(());
+        self.join(&identity, &history).await?;
+        self.have_slot(&mut client).await?;
+        let followed = self.follow_history(&mut client, &history, stop).await;
+        match &followed {
+            Ok(()) => client.close().await,
+            Err(FollowError::SlotLost { .. }) => {
+                drop(client);
+                // It would keep WAL that is of no use here until the source's disk is full.
+                if let Err(error) = release_slot(&self.source, &self.slot).await {
+                    tracing::warn!(slot = self.slot, "cannot drop the lost slot: {error}");
                 }
+            }
+            Err(_) => {}
+        }
+        followed
+    }
+
+    /// Finds our place in the source's history, and notes the Postgres timelines that it went through there.
+    async fn join(&self, identity: &SourceIdentity, history: &TimelineHistory) -> Result<(), FollowError> {
+        let WalTarget::Open(timeline) = &self.target else {
+            let received = self.target.received();
+            if identity.tli != self.tli {
+                return Err(FollowError::SwitchedDuringImport(identity.tli));
+            }
+            if identity.flushed < received {
+                return Err(Diverged::Behind { flushed: identity.flushed, received, tli: self.tli }.into());
+            }
+            return Ok(());
+        };
+        if let Course::Part { at } = course_of(timeline, identity, history).await? {
+            return Err(FollowError::Parted { at, tli: identity.tli });
+        }
+        let part = timeline.index().part().await;
+        let starts = part.palimpsest.map(|ours| ours.tli_history).unwrap_or_default();
+        let mut tli = starts.last().ok_or(SwitchError::NoPostgres)?.tli;
+        let last = timeline.last_record_lsn();
+        let is_restored_here = history
+            .left_at(tli)
+            .is_some_and(|(at, next)| at == last && lineage::restore_nonce(history, next).is_some());
+        if !is_restored_here {
+            timeline.begin_at_branch_point(history.tli_at(last)).await?;
+        }
+        while let Some((switch, next)) = history.left_at(tli).filter(|(at, _)| *at <= timeline.received()) {
+            self.note_switch(history, next, switch).await?;
+            if timeline.tli() < next && timeline.received() > switch {
+                return Err(Diverged::OtherBytes { at: switch }.into());
+            }
+            tli = next;
+        }
+        Ok(())
+    }
+
+    /// Streams, from one Postgres timeline to the next. What is known of the newest WAL is asked for again, to be compared.
+    async fn follow_history(
+        &self,
+        client: &mut Client,
+        history: &TimelineHistory,
+        stop: &CancellationToken,
+    ) -> Result<(), FollowError> {
+        let received = self.target.received();
+        let segment = self.wal_segment_size.bytes();
+        // Of the segment that the slot keeps in any case.
+        let mut start = self.target.known_from().max(Lsn(received.0 - received.0 % segment)).min(received);
+        let mut tli = history.tli_at(start);
+        loop {
+            self.start(client, start, tli).await?;
+            tracing::info!(%start, %received, %tli, "following {}", self.source);
+            match self.stream(client, tli, stop).await? {
+                StreamEnd::Stopped => return Ok(()),
                 StreamEnd::NextTimeline(None) => return Err(ClientError::Closed.into()),
                 StreamEnd::NextTimeline(Some((next, switch))) => {
                     let received = self.target.received();
-                    if switch != received {
-                        return Err(FollowError::Diverged { fork: switch, received, tli });
+                    if switch > received {
+                        return Err(KeepWalError::Gap { expected: received, got: switch }.into());
                     }
-                    self.note_switch(next, switch).await?;
-                    tli = next;
+                    self.note_switch(history, next, switch).await?;
+                    (start, tli) = (switch, next);
                 }
             }
         }
@@ -213,12 +341,38 @@ impl Receiver {
 
     /// Before the first WAL of another Postgres timeline is taken, the index says where that one begins: else the next owner could not tell
     /// which of the objects count.
-    async fn note_switch(&self, next: Tli, switch: Lsn) -> Result<(), FollowError> {
+    async fn note_switch(
+        &self,
+        history: &TimelineHistory,
+        next: Tli,
+        switch: Lsn,
+    ) -> Result<(), FollowError> {
         match &self.target {
-            WalTarget::Open(timeline) => timeline.note_switch(next, switch).await?,
+            WalTarget::Open(timeline) => {
+                timeline.note_switch(next, switch, lineage::restore_nonce(history, next)).await?;
+            }
             WalTarget::Importing(_) => return Err(FollowError::SwitchedDuringImport(next)),
         }
         tracing::info!(%switch, to = %next, "the source's Postgres timeline changed");
+        Ok(())
+    }
+
+    /// Sees to it that the source has our slot. One that the source gave up keeps nothing; whether the WAL is still there shows when it is asked for.
+    async fn have_slot(&self, client: &mut Client) -> Result<(), FollowError> {
+        let is_lost = match slot_field(&self.source, &self.slot, "wal_status").await {
+            Ok(status) => status.as_deref() == Some("lost"),
+            Err(error) => {
+                tracing::debug!("cannot ask how the slot is: {error}");
+                false
+            }
+        };
+        if is_lost {
+            tracing::warn!(slot = self.slot, "the source gave the slot up; making it anew");
+            replication::drop_slot(client, &self.slot).await?;
+        }
+        if replication::create_slot(client, &self.slot).await? {
+            tracing::info!(slot = self.slot, received = %self.target.received(), "created the slot");
+        }
         Ok(())
     }
 
@@ -260,24 +414,13 @@ impl Receiver {
                     self.end_walsender().await?;
                     tokio::time::sleep(Duration::from_millis(100) * attempt).await;
                 }
-                Err(error) if error.is_sqlstate("58P01") || error.is_sqlstate("55000") => {
-                    return Err(FollowError::SlotLost { wanted: start, reason: error.to_string() });
-                }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(lost_or(error, start)),
             }
         }
     }
 
     async fn end_walsender(&self) -> Result<(), ClientError> {
-        let mut client = Client::connect(&self.source, Purpose::Sql).await?;
-        let slot = self.slot.replace('\'', "''");
-        client
-            .query(&format!(
-                "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{slot}' AND active"
-            ))
-            .await?;
-        client.close().await;
-        Ok(())
+        slot_field(&self.source, &self.slot, "pg_terminate_backend(active_pid)").await.map(drop)
     }
 
     async fn stream(
@@ -297,7 +440,11 @@ impl Receiver {
                 Stop,
             }
             let event = tokio::select! {
-                message = client.message() => Event::Message(replication::stream_message(&message?)?),
+                message = client.message() => match message {
+                    Ok(message) => Event::Message(replication::stream_message(&message)?),
+                    // Whether it has the WAL, the source says only here.
+                    Err(error) => return Err(lost_or(error, self.target.received())),
+                },
                 changed = flushed.changed() => match changed {
                     Ok(()) => Event::Flushed,
                     Err(_) => return Err(KeepWalError::Stopped.into()),
@@ -344,7 +491,10 @@ impl Receiver {
         tokio::pin!(append);
         loop {
             tokio::select! {
-                taken = &mut append => return Ok(taken?),
+                taken = &mut append => return match taken {
+                    Err(AppendError::Keep(KeepWalError::Differs(at))) => Err(Diverged::OtherBytes { at }.into()),
+                    taken => Ok(taken?),
+                },
                 () = tokio::time::sleep(STATUS_EVERY) => {
                     self.state.set("waiting for memory or the bucket");
                     self.report(client).await?;
