@@ -214,9 +214,14 @@ async fn diverged_failover() -> Result<()> {
     drop(restored);
     ensure!(slots(&standby).await? == [format!("palimpsest_{successor}")], "{:?}", slots(&standby).await?);
 
-    // It stays so over a restart; the successor is followed on.
+    // The bucket as a crash leaves it between archiving and making the successor: whoever comes next makes it.
     server.kill();
     server.wipe_disk()?;
+    for of_successor in
+        [format!("tenants/{tenant}/timelines/{successor}"), format!("palimpsest/wal/{tenant}/{successor}")]
+    {
+        std::fs::remove_dir_all(bucket.path().join(&of_successor)).context(of_successor)?;
+    }
     server.start_again().await?;
     standby.sql("INSERT INTO t VALUES (-501)").await?;
     server.wait_for(tenant, successor, end_of(&standby).await?, PATIENCE).await?;

@@ -129,7 +129,10 @@ impl Timeline {
     /// A branch that follows an ordinary Postgres takes WAL from exactly its branch point on, not from that page's beginning, where a cluster that was
     /// restored there begins.
     pub async fn begin_at_branch_point(&self, tli: Tli) -> Result<(), SwitchError> {
-        if self.received() < self.last_record_lsn() {
+        // Elsewhere what is received may end before the last record, too: in the unused rest of a segment, which must not be missing in the bucket.
+        let last = self.last_record_lsn();
+        let is_fresh_branch = self.facts().ancestor.is_some_and(|(_, at)| at == last);
+        if is_fresh_branch && self.received() < last {
             self.go_on_as(tli).await?;
         }
         Ok(())
@@ -149,6 +152,8 @@ impl Timeline {
         at: Lsn,
     ) -> Result<Archived, SwitchError> {
         if self.archived().await.is_none() {
+            // No source has this WAL any more: what is not in the bucket when nobody receives any longer would be lost.
+            self.seal_now().await.map_err(AppendError::from)?;
             self.index()
                 .update(|part| {
                     part.archived_at = Some(UtcTime::from_system_time(std::time::SystemTime::now()));
