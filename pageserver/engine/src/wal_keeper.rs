@@ -243,10 +243,10 @@ impl WalKeeper {
     }
 
     /// Notes the bytes that end where the first append goes on, to compare with.
-    pub(crate) fn remember(&self, newest: Vec<u8>) {
+    pub(crate) fn remember(&self, newest: &[u8]) {
         let mut state = self.state();
         if state.recent.is_empty() {
-            state.remember(&newest);
+            state.remember(newest);
         }
     }
 

@@ -192,7 +192,7 @@ pub async fn open(
         ("flusher", Ok(()))
     });
     let newest = replay(place, tenant_shard, timeline, &mut owner, &found.wal, &run).await?;
-    keeper.remember(newest);
+    keeper.remember(&newest);
     let keeper_place = WalKeeperPlace {
         bucket: Arc::clone(&place.bucket),
         claim: place.claim.clone(),

@@ -99,8 +99,8 @@ impl From<FollowRequestError> for Refused {
             }
             error @ (FollowRequestError::OtherCluster { .. }
             | FollowRequestError::Archived(_)
-            | FollowRequestError::Follow(FollowError::Diverged(_))) => Self::precondition(error),
-            error @ FollowRequestError::Import(ImportFailure::Standby) => Self::precondition(error),
+            | FollowRequestError::Follow(FollowError::Diverged(_))
+            | FollowRequestError::Import(ImportFailure::Standby)) => Self::precondition(error),
             // The source is away or says no: nothing of ours is wrong, trying again may help.
             error => Self::new(StatusCode::SERVICE_UNAVAILABLE, chain(&error)),
         }
