@@ -61,17 +61,13 @@ impl Lsn {
         Lsn(self.0 & !(WAL_PAGE_SIZE - 1))
     }
 
-    /// Where a record that comes next would really start: aligned, and past the page header when this is a page's first byte.
+    /// Where a record that comes next would really start: aligned, and past the page header when this lies within one.
     #[must_use]
     pub fn normalized(self, segment_size: u64) -> Lsn {
         let at = self.align_up();
-        if !at.0.is_multiple_of(WAL_PAGE_SIZE) {
-            at
-        } else if at.0.is_multiple_of(segment_size) {
-            at.add(LONG_PAGE_HEADER)
-        } else {
-            at.add(SHORT_PAGE_HEADER)
-        }
+        let page = at.page_start();
+        let header = if page.0.is_multiple_of(segment_size) { LONG_PAGE_HEADER } else { SHORT_PAGE_HEADER };
+        at.max(page.add(header))
     }
 }
 
@@ -133,7 +129,8 @@ mod tests {
         let segment = 16 << 20;
         assert_eq!(Lsn(0x1000000).normalized(segment), Lsn(0x1000028));
         assert_eq!(Lsn(0x1002000).normalized(segment), Lsn(0x1002018));
-        assert_eq!(Lsn(0x1002001).normalized(segment), Lsn(0x1002008));
+        assert_eq!(Lsn(0x1002001).normalized(segment), Lsn(0x1002018));
+        assert_eq!(Lsn(0x1002019).normalized(segment), Lsn(0x1002020));
         assert_eq!(Lsn(0x1001FFF).normalized(segment), Lsn(0x1002018));
     }
 
