@@ -16,6 +16,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::{Bytes, BytesMut};
+use codec::layer::ReadLayerError;
+use codec::layer::blob::{BlobHead, Unpacker};
 use rustix::io::ReadWriteFlags;
 use tokio::sync::watch;
 
@@ -101,6 +103,8 @@ pub struct ChunkCache {
     next_id: AtomicU64,
     clock: AtomicU64,
     memory_used: AtomicUsize,
+    /// Decompressors that nobody uses at the moment: making one costs more than a page. At most one per thread that ever read at once.
+    unpackers: Mutex<Vec<Unpacker>>,
     /// What it did.
     pub counts: CacheCounts,
 }
@@ -243,6 +247,7 @@ impl ChunkCache {
             next_id: AtomicU64::new(1),
             clock: AtomicU64::new(0),
             memory_used: AtomicUsize::new(0),
+            unpackers: Mutex::default(),
             counts: CacheCounts::default(),
         }))
     }
@@ -251,6 +256,15 @@ impl ChunkCache {
     pub fn object(self: &Arc<Self>, path: &str, size: u64) -> Object {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         Object { cache: Arc::clone(self), id, path: path.into(), size, local: OnceLock::new() }
+    }
+
+    /// Does something with a decompressor.
+    fn with_unpacker<R>(&self, work: impl FnOnce(&mut Unpacker) -> R) -> R {
+        let idle = self.unpackers.lock().expect("no holder panics").pop();
+        let mut unpacker = idle.unwrap_or_default();
+        let done = work(&mut unpacker);
+        self.unpackers.lock().expect("no holder panics").push(unpacker);
+        done
     }
 
     /// A path for a file that is going to be adopted.
@@ -294,6 +308,11 @@ impl Object {
 
     fn chunk_len(&self, chunk: u32) -> u64 {
         (self.size - u64::from(chunk) * CHUNK_SIZE).min(CHUNK_SIZE)
+    }
+
+    /// The value that these stored bytes are.
+    pub fn unpack(&self, head: &BlobHead, stored: &[u8]) -> Result<Bytes, ReadLayerError> {
+        self.cache.with_unpacker(|unpacker| Ok(Bytes::from(unpacker.unpack(head, stored)?.into_owned())))
     }
 
     /// A chunk that memory holds: checked, and at hand without waiting.

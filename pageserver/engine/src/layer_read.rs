@@ -4,7 +4,7 @@
 //! its first page: one for checksums and index, one for the values. When everything is in memory nothing awaits.
 
 use bytes::Bytes;
-use codec::layer::blob::{BlobHead, Unpacker};
+use codec::layer::blob::BlobHead;
 use codec::layer::{Block, ChecksumTable, DeltaScan, ImageScan, Layout, ReadLayerError, Summary};
 use model::{BLOCK_SIZE, Key, KeyRange, LayerName, Lsn, PgTimestamp};
 use tokio::sync::OnceCell;
@@ -302,7 +302,7 @@ impl Layer {
         if !head.compressed {
             return Ok(stored);
         }
-        Ok(Bytes::from(Unpacker::default().unpack(&head, &stored)?.into_owned()))
+        Ok(self.object.unpack(&head, &stored)?)
     }
 
     /// Checked bytes from anywhere in the file.

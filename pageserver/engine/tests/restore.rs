@@ -288,6 +288,8 @@ async fn check_restored(
 }
 
 async fn round_trip(config: PostgresConfig) -> Result<()> {
+    // Backups are restored without WAL here: nobody may write while they are taken, autovacuum neither.
+    let config = config.set("autovacuum", "off");
     let major = config.major;
     let mut postgres = Postgres::start(&config).await?;
     fill(&postgres).await?;
