@@ -21,6 +21,7 @@ use codec::layer::blob::{BlobHead, Unpacker};
 use rustix::io::ReadWriteFlags;
 use tokio::sync::watch;
 
+use crate::error_story::error_story;
 use crate::ports::{Bucket, BucketError};
 
 /// Bytes of a chunk.
@@ -444,7 +445,9 @@ impl Object {
         let object =
             self.cache.bucket.get(&self.path, Some(start..end)).await.map_err(|error| match error {
                 BucketError::NotFound(_) => FetchError::Gone(Arc::clone(&self.path)),
-                other => FetchError::Bucket { path: Arc::clone(&self.path), reason: story(&other).into() },
+                other => {
+                    FetchError::Bucket { path: Arc::clone(&self.path), reason: error_story(&other).into() }
+                }
             })?;
         let found = object.bytes.len() as u64;
         self.cache.counts.fetched_bytes.fetch_add(found, Ordering::Relaxed);
@@ -566,16 +569,6 @@ impl Drop for InFlight<'_> {
             in_flight.remove(&self.key);
         }
     }
-}
-
-fn story(error: &dyn std::error::Error) -> String {
-    let mut story = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        story = format!("{story}: {cause}");
-        source = cause.source();
-    }
-    story
 }
 
 /// Bytes of several chunks as one.

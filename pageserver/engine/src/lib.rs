@@ -13,6 +13,7 @@ pub mod changes;
 pub mod chunk_cache;
 pub mod claim;
 pub mod deletion;
+pub mod error_story;
 pub mod fullbackup;
 pub mod import;
 pub mod import_session;

@@ -19,12 +19,13 @@ use crate::budget::TailBudget;
 use crate::chunk_cache::ChunkCache;
 use crate::claim::{Claim, TakeClaimError, ValidateError};
 use crate::deletion;
+use crate::error_story::error_story;
 use crate::import_session::{ImportPlan, ImportSession};
 use crate::index_keeper::{IndexKeeper, IndexTrouble};
 use crate::index_store::{IndexStore, LoadIndexError, PutIndexError};
 use crate::ports::{Bucket, BucketError, ListRequest};
 use crate::timeline::{
-    OpenError, Timeline, TimelineInfo, TimelinePolicy, TimelineSurroundings, TimelineTasks, error_story, open,
+    OpenError, Timeline, TimelineInfo, TimelinePolicy, TimelineSurroundings, TimelineTasks, open,
 };
 use crate::wal_keeper::KeepWalError;
 

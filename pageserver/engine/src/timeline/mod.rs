@@ -32,7 +32,6 @@ use crate::read::{Snapshot, SnapshotAt};
 use crate::wal_keeper::{KeepWalError, WalKeeper, WalKeeping};
 
 pub use owner::OwnerError;
-pub(crate) use owner::error_story;
 pub use replay::{OpenError, TimelineSurroundings, TimelineTasks, open};
 
 /// How a timeline turns WAL into layers.

@@ -13,6 +13,7 @@ use super::flush::{FlushError, Flushed, Frozen};
 use super::{IngestStopped, Progress, ReceivedWal, Request, Shared, TimelinePolicy};
 use crate::as_of::ReadError;
 use crate::changes::Changes;
+use crate::error_story::error_story;
 use crate::ingest::{Ingest, Latest, Outcome};
 use crate::read::{Ancestor, Snapshot};
 use crate::tail::Tail;
@@ -311,16 +312,4 @@ impl Owner {
         self.shared.budget.give_back(held);
         Ok(())
     }
-}
-
-/// An error and its causes in one line.
-pub(crate) fn error_story(error: &dyn std::error::Error) -> String {
-    let mut story = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        story.push_str(": ");
-        story.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    story
 }

@@ -205,9 +205,9 @@ pub async fn open(
     tasks.spawn(async move {
         ("WAL keeper", keeper.run(keeper_place, stop).await.map_err(|error| error.to_string()))
     });
-    tasks.spawn(
-        async move { ("owner", owner.run().await.map_err(|error| super::owner::error_story(&error))) },
-    );
+    tasks.spawn(async move {
+        ("owner", owner.run().await.map_err(|error| crate::error_story::error_story(&error)))
+    });
     Ok((Timeline { shared }, tasks))
 }
 

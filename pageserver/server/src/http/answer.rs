@@ -8,10 +8,10 @@ use engine::claim::ValidateError;
 use engine::tenant::{ChangeError, NotFound};
 use serde_json::json;
 
-use crate::libpq::pagestream::chain;
 use crate::source::followers::FollowRequestError;
 use crate::source::import::ImportFailure;
 use crate::source::receiver::FollowError;
+use engine::error_story::error_story;
 
 /// A request that was not done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +67,7 @@ impl From<ReadError> for Refused {
             ReadError::Superseded | ReadError::Stopping => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
             }
-            error => Self::new(StatusCode::INTERNAL_SERVER_ERROR, chain(&error)),
+            error => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error_story(&error)),
         }
     }
 }
@@ -85,7 +85,7 @@ impl From<ChangeError> for Refused {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
             }
             ChangeError::Read(error) => error.into(),
-            error => Self::new(StatusCode::INTERNAL_SERVER_ERROR, chain(&error)),
+            error => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error_story(&error)),
         }
     }
 }
@@ -102,7 +102,7 @@ impl From<FollowRequestError> for Refused {
             | FollowRequestError::Follow(FollowError::Diverged(_))
             | FollowRequestError::Import(ImportFailure::Standby)) => Self::precondition(error),
             // The source is away or says no: nothing of ours is wrong, trying again may help.
-            error => Self::new(StatusCode::SERVICE_UNAVAILABLE, chain(&error)),
+            error => Self::new(StatusCode::SERVICE_UNAVAILABLE, error_story(&error)),
         }
     }
 }

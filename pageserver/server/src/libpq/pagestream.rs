@@ -9,6 +9,7 @@ use codec::pagestream::{
     Answer, EffectiveLsn, MAX_REQUEST, Query, Refusal, Request, RequestError, RequestHeader, Version,
 };
 use engine::as_of::ReadError;
+use engine::error_story::error_story;
 use model::{BLOCK_SIZE, Fork, Lsn, SlruKind, TenantId, TimelineId};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -333,7 +334,7 @@ impl<H: History> Stream<'_, H> {
             ReadError::Stopping => Err(StreamEnd::Stopping),
             error => {
                 // The client reads only that it failed; the log has the cause.
-                tracing::warn!("a read failed: {}", chain(error));
+                tracing::warn!("a read failed: {}", error_story(error));
                 self.refuse(output, header, Trouble::Refusal(Refusal::Read))
             }
         }
@@ -352,18 +353,6 @@ fn kind_of(query: &Query) -> QueryKind {
         Query::DbSize { .. } => QueryKind::DbSize,
         Query::SlruSegment { .. } => QueryKind::GetSlruSegment,
     }
-}
-
-/// An error with all that caused it.
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }
 
 /// What the client reads when WAL did not arrive.

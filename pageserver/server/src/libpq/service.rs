@@ -81,7 +81,7 @@ impl<H: Histories> Service<H> {
         }
         let connection = Connection::new(stream, self.idle_timeout, stop);
         if let Some(end) = session::serve(connection, &self.histories, &self.settings, &self.metrics).await {
-            tracing::info!("connection ended: {}", super::pagestream::chain(&end));
+            tracing::info!("connection ended: {}", engine::error_story::error_story(&end));
         }
     }
 }

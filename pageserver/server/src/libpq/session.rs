@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use engine::error_story::error_story;
 use model::{Lsn, TenantId, TimelineId};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 
 use super::command::Command;
 use super::connection::{Connection, ConnectionError, CopyOut};
 use super::metrics::LibpqMetrics;
-use super::pagestream::{self, StreamEnd, StreamSettings, chain, timed_out};
+use super::pagestream::{self, StreamEnd, StreamSettings, timed_out};
 use super::startup::{self, Opening, StartupError};
 use super::wire::{self, HEAD};
 use crate::histories::{BackupFailure, BackupKind, Histories, History, WaitFailure};
@@ -118,7 +119,7 @@ struct Refusal(String);
 
 impl<T: std::error::Error + 'static> From<T> for Refusal {
     fn from(error: T) -> Self {
-        Refusal(chain(&error))
+        Refusal(error_story(&error))
     }
 }
 
@@ -388,7 +389,7 @@ where
             Err(BackupFailure::Read(ReadError::Superseded)) => Err(SessionEnd::Stream(StreamEnd::Reconnect)),
             Err(BackupFailure::Read(ReadError::Stopping)) => Err(SessionEnd::Stream(StreamEnd::Stopping)),
             Err(error) => {
-                tracing::warn!(%tenant, %timeline, %lsn, "backup failed: {}", chain(&error));
+                tracing::warn!(%tenant, %timeline, %lsn, "backup failed: {}", error_story(&error));
                 Ok(Err(Refusal::from(error)))
             }
         }
