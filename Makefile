@@ -3,6 +3,8 @@
 SHELL := /bin/bash
 # Build output survives a clean checkout; CI keeps this directory between runs.
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/palimpsest/target
+# An error tells its causes itself; the frames below a test would hide them in a long log.
+export RUST_LIB_BACKTRACE ?= 0
 CARGO := cargo
 FUZZ_SECONDS ?= 600
 

@@ -3,59 +3,20 @@
 #
 # Import (T15), commit to bucket (T14), cold pages (T3), hot pages (T1a, T1c; unpinned and, for the first kind, with server and client on one
 # processor and on one each).
-. "$(dirname "${BASH_SOURCE[0]}")/cache-dir.sh"
+. "$(dirname "${BASH_SOURCE[0]}")/servers.sh"
 
-major=${BENCH_MAJOR:-16}
-bin=${CARGO_TARGET_DIR:-$cache/target}/release
-pg=$(readlink -f "$cache/postgres/$major") || die "Postgres $major is not here: run scripts/install-postgres.sh $major"
-[ -x "$bin/pageserver" ] && [ -x "$bin/pagectl" ] || die "no pageserver in $bin: run make bench"
+installed_postgres "${BENCH_MAJOR:-16}"
+built "${CARGO_TARGET_DIR:-$cache/target}/release" pageserver pagectl
 export PATH=$bin:$pg/clients:$PATH PGOPTIONS=
 [ $# -gt 0 ] || set -- file s3
-work=$(mktemp -d "${TMPDIR:-/tmp}/palimpsest-bench-XXXXXX")
-chmod 755 "$work"
-pids=()
-clean_up() { trap - EXIT; for pid in "${pids[@]}"; do kill -9 "$pid" 2>/dev/null || true; done; wait 2>/dev/null || true; rm -rf "$work"; }
-trap clean_up EXIT
-trap 'exit 130' INT TERM
-
-as_postgres() {
-    if [ "$(id -u)" -eq 0 ]; then
-        local user; user=$(postgres_user)
-        setpriv --reuid "$user" --regid "$(id -g "$user")" --clear-groups --pdeathsig KILL -- "$@"
-    else setpriv --pdeathsig KILL -- "$@"; fi
-}
-free_port() {
-    local port
-    while :; do
-        port=$((RANDOM % 20000 + 12000))
-        (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || { echo $port; return; }
-    done
-}
-until_true() { # SECONDS WHAT COMMAND...
-    local limit=$((SECONDS + $1)) what=$2
-    shift 2
-    until "$@" >/dev/null 2>&1; do
-        [ $SECONDS -lt $limit ] || { [ ! -s "$work/pageserver.log" ] || tail -5 "$work/pageserver.log" >&2; die "$what"; }
-        sleep 0.02
-    done
-}
 now() { date +%s%N; }
 ms_since() { echo $((($(now) - $1) / 1000000)); }
-hex32() { od -An -N16 -tx1 /dev/urandom | tr -d ' \n'; }
-field() { sed -n "s/.*\"$1\" *: *\"\([^\"]*\)\".*/\1/p" | head -1; }
-lsn_number() { local high=${1%/*} low=${1#*/}; echo $(((16#$high << 32) + 16#$low)); }
 value() { psql -qXAt "$db" -c "$1"; }
 
 port=$(free_port)
 db="host=127.0.0.1 port=$port user=postgres dbname=postgres"
-mkdir "$work/primary"
-[ "$(id -u)" -ne 0 ] || chown "$(postgres_user)" "$work/primary"
-as_postgres env LD_LIBRARY_PATH="$pg/lib" "$pg/bin/initdb" -D "$work/primary" -U postgres -A trust --data-checksums --no-sync >"$work/initdb.log" 2>&1 \
-    || die "initdb: $(tail -3 "$work/initdb.log")"
-as_postgres env LD_LIBRARY_PATH="$pg/lib" "$pg/bin/postgres" -D "$work/primary" -p "$port" -c unix_socket_directories= \
-    -c listen_addresses=127.0.0.1 -c shared_buffers=512MB -c max_wal_size=8GB >"$work/primary.log" 2>&1 &
-pids+=($!)
-until_true 30 "Postgres did not start" psql -qX "$db" -c 'SELECT 1'
+make_cluster "$work/primary" --data-checksums
+start_postgres "$work/primary" "$port" "$work/primary.log" -c shared_buffers=512MB -c max_wal_size=8GB
 pgbench -iqs "${BENCH_SCALE:-40}" "$db" >"$work/pgbench.log" 2>&1 || die "pgbench -i: $(tail -2 "$work/pgbench.log")"
 value CHECKPOINT
 rel=$(value "SELECT '1663/' || (SELECT oid FROM pg_database WHERE datname = 'postgres') || '/' || pg_relation_filenode('pgbench_accounts')")
@@ -67,7 +28,7 @@ serve() { # OPTIONS...
     pids+=("$server")
     until_true 60 "the pageserver does not answer" curl -fsS "http://$http/v1/status"
 }
-end() { kill -"$1" "$server"; wait "$server" 2>/dev/null || true; }
+end() { stop_process "$1" "$server"; }
 detail() { curl -fsS "http://$http/v1/tenant/$tenant/timeline/$timeline"; }
 fetches() { curl -fsS "http://$http/metrics" | sed -n 's/^palimpsest_chunk_cache{what="fetches"} //p'; }
 active() { [ "$(detail | field state)" = Active ]; }

@@ -5,19 +5,14 @@
 # wal_level = replica) it follows that server, works in a database `palimpsest_demo` of its own, and takes everything
 # away again at the end: the database, the replication slot, all files but the picture.
 # Every command it prints is a public one, and can be typed by hand.
-. "$(dirname "${BASH_SOURCE[0]}")/cache-dir.sh"
+. "$(dirname "${BASH_SOURCE[0]}")/servers.sh"
 
-major=${DEMO_MAJOR:-18}
 seconds=${DEMO_SECONDS:-15}
-bin=${CARGO_TARGET_DIR:-$cache/target}/debug
-pg=$(readlink -f "$cache/postgres/$major") || die "Postgres $major is not here: run scripts/install-postgres.sh $major"
-[ -x "$bin/pageserver" ] && [ -x "$bin/pagectl" ] || die "no pageserver in $bin: run make build"
+installed_postgres "${DEMO_MAJOR:-18}"
+built "${CARGO_TARGET_DIR:-$cache/target}/debug" pageserver pagectl
 export PATH=$bin:$pg/clients:$PATH PGCONNECT_TIMEOUT=5 PGOPTIONS=
 began=$SECONDS
-work=$(mktemp -d "${TMPDIR:-/tmp}/palimpsest-demo-XXXXXX")
-chmod 755 "$work"
 picture=${TMPDIR:-/tmp}/palimpsest-demo.svg
-pids=()
 own_dsn=${1:-}
 
 # Printing ------------------------------------------------------------------------------------------------------
@@ -28,53 +23,20 @@ chapter() { printf '%s%3ds  %s%s\n' "$bold" $((SECONDS - began)) "$*" "$plain"; 
 shown() { printf '      %s$ %s%s\n' "$dim" "${*//$work/\$work}" "$plain" >&4; }
 fact() { printf '      %s%s%s\n' "$green" "$*" "$plain"; }
 run() { shown "$@"; "$@"; }
-fail() { say ""; say "the demo failed: $*"; [ -s "$work/pageserver.log" ] && tail -15 "$work/pageserver.log" >&2; exit 1; }
 
 # Cleaning up ---------------------------------------------------------------------------------------------------
-# The user that Postgres runs as: root is refused.
-as_postgres() {
-    if [ "$(id -u)" -eq 0 ]; then
-        local user; user=$(postgres_user)
-        setpriv --reuid "$user" --regid "$(id -g "$user")" --clear-groups --pdeathsig KILL -- "$@"
-    else setpriv --pdeathsig KILL -- "$@"; fi
-}
 slot=
-clean_up() {
-    trap - EXIT
-    for pid in "${pids[@]}"; do kill -9 "$pid" 2>/dev/null || true; done
+take_away() {
     if [ -n "$own_dsn" ]; then
+        # The slot is free once nobody follows it.
+        for pid in "${pids[@]}"; do kill -9 "$pid" 2>/dev/null || true; done
         psql -qX "$own_dsn" -c 'DROP DATABASE IF EXISTS palimpsest_demo' >/dev/null 2>&1 || true
         [ -z "$slot" ] || psql -qX "$own_dsn" -c "SELECT pg_drop_replication_slot('$slot')" >/dev/null 2>&1 || true
     fi
-    wait 2>/dev/null || true
-    rm -rf "$work"
+    clean_up
 }
-trap clean_up EXIT
-trap 'exit 130' INT TERM
+trap take_away EXIT
 
-free_port() {
-    local port
-    while :; do
-        port=$((RANDOM % 20000 + 12000))
-        (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || { echo $port; return; }
-    done
-}
-until_true() { # SECONDS WHAT COMMAND...
-    local limit=$((SECONDS + $1)) what=$2
-    shift 2
-    until "$@" >/dev/null 2>&1; do
-        [ $SECONDS -lt $limit ] || fail "$what"
-        sleep 0.1
-    done
-}
-hex32() { od -An -N16 -tx1 /dev/urandom | tr -d ' \n'; }
-start_postgres() { # DATA PORT LOG
-    # LD_LIBRARY_PATH is for this one program: its neighbours bring their own libraries.
-    as_postgres env LD_LIBRARY_PATH="$pg/lib" "$pg/bin/postgres" -D "$1" -p "$2" -c unix_socket_directories= \
-        -c listen_addresses=127.0.0.1 >"$3" 2>&1 &
-    pids+=($!)
-    until_true 30 "Postgres did not start: $(tail -5 "$3" 2>/dev/null)" psql -qX "host=127.0.0.1 port=$2 user=postgres" -c 'SELECT 1'
-}
 start_pageserver() {
     shown "pageserver -D $work/disk --bucket file://$work/bucket --listen-pg-addr $pages --listen-http-addr $http &"
     pageserver -D "$work/disk" --bucket "file://$work/bucket" --listen-pg-addr "$pages" --listen-http-addr "$http" \
@@ -83,10 +45,7 @@ start_pageserver() {
     pids+=($pageserver_pid)
     until_true 20 "the pageserver does not answer" curl -fsS "http://$http/v1/status"
 }
-# JSON of curl's, one string field of it.
-field() { sed -n "s/.*\"$1\" *: *\"\([^\"]*\)\".*/\1/p" | head -1; }
 detail() { curl -fsS "http://$http/v1/tenant/$tenant/timeline/$1"; }
-lsn_number() { local high=${1%/*} low=${1#*/}; echo $(((16#$high << 32) + 16#$low)); }
 reached() { # TIMELINE LSN
     local at; at=$(detail "$1" | field last_record_lsn)
     [ -n "$at" ] && [ "$(lsn_number "$at")" -ge "$(lsn_number "$2")" ]
@@ -98,19 +57,15 @@ printf '%sPalimpsest: every version of every page%s\n' "$bold" "$plain"
 if [ -z "$own_dsn" ]; then
     chapter "An ordinary, unpatched Postgres"
     port=$(free_port)
-    mkdir "$work/primary"
-    [ "$(id -u)" -ne 0 ] || chown "$(postgres_user)" "$work/primary"
     shown "initdb -D $work/primary --data-checksums && postgres -D $work/primary"
-    as_postgres env LD_LIBRARY_PATH="$pg/lib" "$pg/bin/initdb" -D "$work/primary" -U postgres -A trust --data-checksums --no-sync \
-        >"$work/initdb.log" 2>&1 || fail "initdb: $(tail -3 "$work/initdb.log")"
+    make_cluster "$work/primary" --data-checksums
     start_postgres "$work/primary" "$port" "$work/primary.log"
     server="host=127.0.0.1 port=$port user=postgres"
 else
     server=$own_dsn
     chapter "Your Postgres"
     major=$(($(value "$server" 'SHOW server_version_num') / 10000))
-    pg=$(readlink -f "$cache/postgres/$major") && [ -x "$pg/bin/postgres" ] \
-        || die "restoring it here takes Postgres $major: run scripts/install-postgres.sh $major"
+    installed_postgres "$major"
     export PATH=$bin:$pg/clients:$PATH
 fi
 value "$server" 'CREATE DATABASE palimpsest_demo' >/dev/null

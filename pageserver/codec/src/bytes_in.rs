@@ -15,8 +15,8 @@ pub struct Truncated {
 /// Reads values one after the other from a slice.
 #[derive(Clone, Debug)]
 pub struct BytesIn<'a> {
-    bytes: &'a [u8],
-    at: usize,
+    rest: &'a [u8],
+    total: usize,
 }
 
 macro_rules! readers {
@@ -31,41 +31,56 @@ macro_rules! readers {
 
 impl<'a> BytesIn<'a> {
     /// Starts at the first byte.
+    #[inline]
     pub fn new(bytes: &'a [u8]) -> Self {
-        BytesIn { bytes, at: 0 }
+        BytesIn { rest: bytes, total: bytes.len() }
     }
 
     /// Bytes read so far.
+    #[inline]
     pub fn position(&self) -> usize {
-        self.at
+        self.total - self.rest.len()
     }
 
     /// Bytes not read yet.
+    #[inline]
     pub fn remaining(&self) -> usize {
-        self.bytes.len() - self.at
+        self.rest.len()
     }
 
     /// All that is left, without reading it.
+    #[inline]
     pub fn rest(&self) -> &'a [u8] {
-        &self.bytes[self.at..]
+        self.rest
     }
 
     /// The next `count` bytes.
     #[inline]
     pub fn take(&mut self, count: usize) -> Result<&'a [u8], Truncated> {
-        let rest = self.rest();
-        let taken = rest.get(..count).ok_or(Truncated { at: self.at, wanted: count, left: rest.len() })?;
-        self.at += count;
-        Ok(taken)
+        match self.rest.split_at_checked(count) {
+            Some((taken, rest)) => {
+                self.rest = rest;
+                Ok(taken)
+            }
+            None => Err(self.truncated(count)),
+        }
     }
 
     /// The next `N` bytes as an array.
     #[inline]
     pub fn array<const N: usize>(&mut self) -> Result<[u8; N], Truncated> {
-        let rest = self.rest();
-        let taken = rest.first_chunk::<N>().ok_or(Truncated { at: self.at, wanted: N, left: rest.len() })?;
-        self.at += N;
-        Ok(*taken)
+        match self.rest.split_first_chunk::<N>() {
+            Some((taken, rest)) => {
+                self.rest = rest;
+                Ok(*taken)
+            }
+            None => Err(self.truncated(N)),
+        }
+    }
+
+    #[cold]
+    fn truncated(&self, wanted: usize) -> Truncated {
+        Truncated { at: self.position(), wanted, left: self.rest.len() }
     }
 
     /// Skips `count` bytes.

@@ -146,6 +146,7 @@ impl<'a> Value<'a> {
     }
 
     /// Reads a value; all bytes must belong to it.
+    #[inline]
     pub fn decode(bytes: &'a [u8]) -> Result<Value<'a>, ValueError> {
         let mut input = BytesIn::new(bytes);
         let value = match input.u32_be()? {
@@ -182,6 +183,7 @@ impl<'a> Value<'a> {
 }
 
 impl<'a> Change<'a> {
+    #[inline]
     fn decode(input: &mut BytesIn<'a>) -> Result<Change<'a>, ValueError> {
         Ok(match input.u32_be()? {
             TAG_POSTGRES => {
@@ -282,6 +284,7 @@ impl<'a> Change<'a> {
     }
 }
 
+#[inline]
 fn decode_count(input: &mut BytesIn<'_>, item_size: usize) -> Result<usize, ValueError> {
     let count = input.u64_be()?;
     let left = input.remaining() / item_size;
@@ -292,11 +295,13 @@ fn decode_count(input: &mut BytesIn<'_>, item_size: usize) -> Result<usize, Valu
     })
 }
 
+#[inline]
 fn decode_bytes<'a>(input: &mut BytesIn<'a>) -> Result<&'a [u8], ValueError> {
     let length = decode_count(input, 1)?;
     Ok(input.take(length)?)
 }
 
+#[inline]
 fn decode_bool(input: &mut BytesIn<'_>, what: &'static str) -> Result<bool, ValueError> {
     match input.u8()? {
         0 => Ok(false),

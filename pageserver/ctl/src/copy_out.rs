@@ -56,7 +56,7 @@ impl CopyOut {
             .with_context(|| format!("cannot reach {}", server.address))?;
         stream.set_nodelay(true)?;
         // A silent server is told from a slow one by TCP; this only bounds a dead peer.
-        stream.set_read_timeout(Some(Duration::from_secs(300)))?;
+        stream.set_read_timeout(Some(Duration::from_mins(5)))?;
         let mut client = CopyOut { stream: BufReader::with_capacity(256 << 10, stream) };
         client.log_in(server)?;
         let mut query = command.as_bytes().to_vec();

@@ -89,7 +89,7 @@ fn dump(bytes: &[u8], arguments: &Dump, out: &mut impl std::io::Write) -> anyhow
     )?;
     match layout.checksums() {
         Some(table) => {
-            writeln!(out, "checksums of {} blocks from block {}", table.covered(), table.start_block())?
+            writeln!(out, "checksums of {} blocks from block {}", table.covered(), table.start_block())?;
         }
         None => writeln!(out, "no checksums")?,
     }

@@ -56,7 +56,7 @@ fn parse_mapping(text: &str) -> Result<(u32, PathBuf), String> {
     if path.is_absolute() && plain {
         Ok((oid, path))
     } else {
-        Err(format!("{path:?} is not an absolute path"))
+        Err(format!("{} is not an absolute path", path.display()))
     }
 }
 

@@ -5,8 +5,10 @@
 //! never confused. Objects never change, so a chunk never goes stale; the disk tier is emptied when a process starts.
 //!
 //! What comes from the bucket or the disk is not believed here: whoever reads a chunk checks it and then [`Object::admit`]s it to memory. What
-//! memory holds has been checked.
+//! memory holds has been checked. It also keeps values that were decompressed, since a page is read again more often than its neighbours are,
+//! and decompressing it costs more than all the rest of reading it.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
@@ -50,6 +52,8 @@ impl Default for CacheLimits {
 pub struct CacheCounts {
     /// Chunks found in memory.
     pub memory_hits: AtomicU64,
+    /// Decompressed values found in memory.
+    pub value_hits: AtomicU64,
     /// Chunks found on disk.
     pub disk_hits: AtomicU64,
     /// GETs sent.
@@ -92,7 +96,21 @@ pub enum FetchError {
     },
 }
 
+/// Object and chunk.
 type ChunkKey = (u64, u32);
+/// Where those wait who want a chunk that another is fetching.
+type Fetching = watch::Receiver<Option<Result<Bytes, FetchError>>>;
+
+/// What memory holds of an object.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Piece {
+    Chunk(u32),
+    /// The decompressed value whose header begins at this offset.
+    Value(u64),
+}
+
+/// Object and piece.
+type PieceKey = (u64, Piece);
 
 /// The cache. One per process.
 pub struct ChunkCache {
@@ -100,7 +118,7 @@ pub struct ChunkCache {
     directory: PathBuf,
     memory: Vec<Mutex<MemoryShard>>,
     disk: Mutex<DiskTier>,
-    in_flight: Mutex<HashMap<ChunkKey, watch::Receiver<Option<Result<Bytes, FetchError>>>>>,
+    in_flight: Mutex<HashMap<ChunkKey, Fetching>>,
     next_id: AtomicU64,
     clock: AtomicU64,
     memory_used: AtomicUsize,
@@ -119,29 +137,29 @@ pub struct Object {
     local: OnceLock<()>,
 }
 
-/// Chunks in memory under a clock: each has one chance after its last use.
+/// Pieces in memory under a clock: each has one chance after its last use.
 struct MemoryShard {
     limit: usize,
     used: usize,
-    index: HashMap<ChunkKey, usize>,
+    index: HashMap<PieceKey, usize>,
     slots: Vec<Slot>,
     hand: usize,
 }
 
 struct Slot {
-    key: ChunkKey,
+    key: PieceKey,
     bytes: Bytes,
     used_lately: bool,
 }
 
 impl MemoryShard {
-    fn get(&mut self, key: ChunkKey) -> Option<Bytes> {
+    fn get(&mut self, key: PieceKey) -> Option<Bytes> {
         let slot = &mut self.slots[*self.index.get(&key)?];
         slot.used_lately = true;
         Some(slot.bytes.clone())
     }
 
-    fn insert(&mut self, key: ChunkKey, bytes: Bytes) {
+    fn insert(&mut self, key: PieceKey, bytes: Bytes) {
         if self.index.contains_key(&key) || bytes.len() > self.limit {
             return;
         }
@@ -284,9 +302,12 @@ impl ChunkCache {
         self.memory_used.load(Ordering::Relaxed)
     }
 
-    fn shard(&self, key: ChunkKey) -> &Mutex<MemoryShard> {
-        let mixed = (key.0.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ u64::from(key.1))
-            .wrapping_mul(0xD6E8_FEB8_6659_FD93);
+    fn shard(&self, (object, piece): PieceKey) -> &Mutex<MemoryShard> {
+        let place = match piece {
+            Piece::Chunk(chunk) => u64::from(chunk),
+            Piece::Value(at) => at,
+        };
+        let mixed = (object.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ place).wrapping_mul(0xD6E8_FEB8_6659_FD93);
         &self.memory[(mixed >> 59) as usize % SHARDS]
     }
 }
@@ -311,24 +332,41 @@ impl Object {
         (self.size - u64::from(chunk) * CHUNK_SIZE).min(CHUNK_SIZE)
     }
 
-    /// The value that these stored bytes are.
-    pub fn unpack(&self, head: &BlobHead, stored: &[u8]) -> Result<Bytes, ReadLayerError> {
-        self.cache.with_unpacker(|unpacker| Ok(Bytes::from(unpacker.unpack(head, stored)?.into_owned())))
+    /// The value whose header begins at offset `at`, if it was decompressed lately.
+    pub fn unpacked(&self, at: u64) -> Option<Bytes> {
+        self.find(Piece::Value(at), &self.cache.counts.value_hits)
+    }
+
+    /// The value whose header begins at offset `at`, decompressed from its stored bytes, and kept for a while.
+    pub fn unpack(&self, at: u64, head: &BlobHead, stored: &[u8]) -> Result<Bytes, ReadLayerError> {
+        let unpacked =
+            self.cache.with_unpacker(|unpacker| unpacker.unpack(head, stored).map(Cow::into_owned));
+        let value = Bytes::from(unpacked?);
+        self.keep(Piece::Value(at), value.clone());
+        Ok(value)
     }
 
     /// A chunk that memory holds: checked, and at hand without waiting.
     pub fn in_memory(&self, chunk: u32) -> Option<Bytes> {
-        let key = (self.id, chunk);
-        let found = self.cache.shard(key).lock().expect("no holder panics").get(key);
-        if found.is_some() {
-            self.cache.counts.memory_hits.fetch_add(1, Ordering::Relaxed);
-        }
-        found
+        self.find(Piece::Chunk(chunk), &self.cache.counts.memory_hits)
     }
 
     /// Puts a checked chunk into memory.
     pub fn admit(&self, chunk: u32, bytes: Bytes) {
-        let key = (self.id, chunk);
+        self.keep(Piece::Chunk(chunk), bytes);
+    }
+
+    fn find(&self, piece: Piece, hits: &AtomicU64) -> Option<Bytes> {
+        let key = (self.id, piece);
+        let found = self.cache.shard(key).lock().expect("no holder panics").get(key);
+        if found.is_some() {
+            hits.fetch_add(1, Ordering::Relaxed);
+        }
+        found
+    }
+
+    fn keep(&self, piece: Piece, bytes: Bytes) {
+        let key = (self.id, piece);
         let mut shard = self.cache.shard(key).lock().expect("no holder panics");
         let before = shard.used;
         shard.insert(key, bytes);
@@ -339,7 +377,7 @@ impl Object {
 
     /// A chunk from disk or bucket, unchecked. Concurrent misses share one GET.
     pub async fn load(&self, chunk: u32) -> Result<Bytes, FetchError> {
-        if let Some(bytes) = self.from_disk(chunk).await? {
+        if let Some(bytes) = self.read_local(chunk).await? {
             return Ok(bytes);
         }
         self.fetch(chunk..chunk + 1).await.map(|mut chunks| chunks.swap_remove(0))
@@ -350,16 +388,13 @@ impl Object {
         let mut out = Vec::with_capacity(chunks.len());
         let mut next = chunks.start;
         while next < chunks.end {
-            match self.from_disk(next).await? {
-                Some(bytes) => {
-                    out.push(bytes);
-                    next += 1;
-                }
-                None => {
-                    let missing = self.missing_from(next, chunks.end);
-                    out.extend(self.fetch(next..missing).await?);
-                    next = missing;
-                }
+            if let Some(bytes) = self.read_local(next).await? {
+                out.push(bytes);
+                next += 1;
+            } else {
+                let missing = self.missing_from(next, chunks.end);
+                out.extend(self.fetch(next..missing).await?);
+                next = missing;
             }
         }
         Ok(out)
@@ -372,7 +407,7 @@ impl Object {
         (first..end).find(|chunk| object.is_some_and(|object| object.has(*chunk))).unwrap_or(end)
     }
 
-    async fn from_disk(&self, chunk: u32) -> Result<Option<Bytes>, FetchError> {
+    async fn read_local(&self, chunk: u32) -> Result<Option<Bytes>, FetchError> {
         let file = {
             let mut disk = self.cache.disk.lock().expect("no holder panics");
             let now = self.cache.clock.fetch_add(1, Ordering::Relaxed);
@@ -412,13 +447,12 @@ impl Object {
         if chunks.len() == 1 {
             let (answer, mut waiting) = {
                 let mut in_flight = self.cache.in_flight.lock().expect("no holder panics");
-                match in_flight.get(&key) {
-                    Some(waiting) => (None, waiting.clone()),
-                    None => {
-                        let (answer, waiting) = watch::channel(None);
-                        in_flight.insert(key, waiting.clone());
-                        (Some(answer), waiting)
-                    }
+                if let Some(waiting) = in_flight.get(&key) {
+                    (None, waiting.clone())
+                } else {
+                    let (answer, waiting) = watch::channel(None);
+                    in_flight.insert(key, waiting.clone());
+                    (Some(answer), waiting)
                 }
             };
             let Some(answer) = answer else {
@@ -523,19 +557,16 @@ impl ChunkCache {
         let file = {
             let mut disk = self.disk.lock().expect("no holder panics");
             let now = self.clock.fetch_add(1, Ordering::Relaxed);
-            match disk.objects.get_mut(&id) {
-                Some(object) => Arc::clone(&object.file),
-                None => {
-                    let path = self.directory.join(format!("{id:016x}"));
-                    let file = Arc::new(
-                        File::options().read(true).write(true).create(true).truncate(true).open(&path)?,
-                    );
-                    let present = vec![0; (total as usize).div_ceil(64)];
-                    let object =
-                        LocalObject { file: Arc::clone(&file), path, present, bytes: 0, last_used: now };
-                    disk.objects.insert(id, object);
-                    file
-                }
+            if let Some(object) = disk.objects.get(&id) {
+                Arc::clone(&object.file)
+            } else {
+                let path = self.directory.join(format!("{id:016x}"));
+                let file =
+                    Arc::new(File::options().read(true).write(true).create(true).truncate(true).open(&path)?);
+                let present = vec![0; (total as usize).div_ceil(64)];
+                let object = LocalObject { file: Arc::clone(&file), path, present, bytes: 0, last_used: now };
+                disk.objects.insert(id, object);
+                file
             }
         };
         file.write_all_at(bytes, u64::from(chunks.start) * CHUNK_SIZE)?;
@@ -577,7 +608,9 @@ pub fn joined(pieces: &[Bytes]) -> Bytes {
         [one] => one.clone(),
         many => {
             let mut all = BytesMut::with_capacity(many.iter().map(Bytes::len).sum());
-            many.iter().for_each(|piece| all.extend_from_slice(piece));
+            for piece in many {
+                all.extend_from_slice(piece);
+            }
             all.freeze()
         }
     }

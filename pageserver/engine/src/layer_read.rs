@@ -219,7 +219,7 @@ impl Layer {
             })
             .await
             .copied()
-            .map_err(|error| error.into())
+            .map_err(ReadFileError::from)
     }
 
     /// A checked block.
@@ -290,6 +290,9 @@ impl Layer {
 
     /// The value whose header begins at offset `at`.
     async fn value(&self, layout: &Layout, at: u64) -> Result<Bytes, ReadFileError> {
+        if let Some(value) = self.object.unpacked(at) {
+            return Ok(value);
+        }
         let chunk = self.chunk(layout, (at / CHUNK_SIZE) as u32).await?;
         let within = (at % CHUNK_SIZE) as usize;
         let rest = chunk.slice(within.min(chunk.len())..);
@@ -302,7 +305,7 @@ impl Layer {
         if !head.compressed {
             return Ok(stored);
         }
-        Ok(self.object.unpack(&head, &stored)?)
+        Ok(self.object.unpack(at, &head, &stored)?)
     }
 
     /// Checked bytes from anywhere in the file.

@@ -46,7 +46,7 @@ pub enum WriteLayerError {
     #[error(transparent)]
     Format(#[from] codec::layer::WriteLayerError),
     #[error("cannot store layer {name}")]
-    Bucket { name: LayerName, source: BucketError },
+    Bucket { name: Box<LayerName>, source: BucketError },
     #[error("the task that wrote the layer ended")]
     Ended,
 }
@@ -200,7 +200,7 @@ impl LayerStore {
         let object_name = name.clone().in_generation(self.claim.generation());
         let layer = self.open(self.tenant_shard, object_name, layout.file_size(), Some(layout), commit_times);
         let body = Body::File { path: file.path.clone(), length: layout.file_size() };
-        let failed = |source| WriteLayerError::Bucket { name: name.clone(), source };
+        let failed = |source| WriteLayerError::Bucket { name: Box::new(name.clone()), source };
         match self.bucket.put(layer.object_path(), body.clone(), PutIf::Absent).await {
             Ok(_) => {}
             // An earlier run of this work in this generation got here. No key is ever put again with other bytes, so they must be equal.

@@ -70,10 +70,6 @@ impl Chain {
             }
         }
     }
-
-    fn is_empty(&self) -> bool {
-        self.versions.is_empty() && self.base.is_none()
-    }
 }
 
 impl Snapshot {
@@ -134,8 +130,8 @@ impl Snapshot {
     }
 
     fn redo(&self, key: Key, lsn: Lsn, chain: &Chain) -> Result<Option<Bytes>, ReadError> {
-        if chain.is_empty() {
-            return Ok(None);
+        if chain.versions.is_empty() {
+            return Ok(chain.base.clone());
         }
         let oldest_first = chain.versions.iter().rev().map(|(lsn, value)| (*lsn, &value[..]));
         redo::reconstruct(chain.base.as_deref(), oldest_first, self.pg, key)

@@ -110,9 +110,32 @@ impl Batch {
         self.slots[start..end.max(start)].iter().map(|slot| self.version(slot))
     }
 
-    /// Every version, by key, then LSN.
-    pub fn all(&self) -> impl ExactSizeIterator<Item = Version> + '_ {
-        self.slots.iter().map(|slot| self.version(slot))
+    /// Hands over every version, by key, then LSN, with its encoded value, until an error.
+    ///
+    /// Values lie in the order of WAL, so in this order each is a miss of the processor's caches. A group of them is touched first, which
+    /// makes their misses overlap: copying them is several times faster then.
+    pub fn try_for_each<E>(
+        &self,
+        mut take: impl FnMut(Key, Lsn, bool, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        const GROUP: usize = 16;
+        const CACHE_LINE: usize = 64;
+        for group in self.slots.chunks(GROUP) {
+            let touched = group.iter().fold(0, |touched: u8, slot| {
+                let value = self.value(slot);
+                let second = value.get(CACHE_LINE).or(value.last());
+                touched ^ value.first().unwrap_or(&0) ^ second.unwrap_or(&0)
+            });
+            std::hint::black_box(touched);
+            for slot in group {
+                take(slot.key, slot.lsn, slot.will_init, self.value(slot))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn value(&self, slot: &Slot) -> &[u8] {
+        &self.arenas[slot.arena as usize][slot.at as usize..][..slot.len as usize]
     }
 
     /// How many versions there are.
@@ -235,8 +258,12 @@ mod tests {
             let expected: Vec<(Lsn, Vec<u8>)> = model.range((key(asked_key), Lsn(0))..=(key(asked_key), Lsn(asked_lsn)))
                 .map(|((_, lsn), value)| (*lsn, value.clone())).collect();
             prop_assert_eq!(found, expected);
-            let all: Vec<(Key, Lsn)> = tail.merged().all().map(|v| (v.key, v.lsn)).collect();
-            prop_assert_eq!(all, model.keys().copied().collect::<Vec<_>>());
+            let mut all = Vec::new();
+            let Ok(()) = tail.merged().try_for_each(|key, lsn, _, value| {
+                all.push(((key, lsn), value.to_vec()));
+                Ok::<_, std::convert::Infallible>(())
+            });
+            prop_assert_eq!(all, model.into_iter().collect::<Vec<_>>());
             prop_assert!(tail.batches().len() <= 4 * 8, "{} batches", tail.batches().len());
         }
     }

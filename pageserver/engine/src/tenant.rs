@@ -473,12 +473,11 @@ impl Tenants {
     ) -> Result<ImportSession, ChangeError> {
         let tenant = self.tenant(tenant)?;
         let _one = tenant.changing.lock().await;
-        let found = match tenant.slot(new) {
-            Some(Slot::Importing { index, running: false }) => index,
-            _ => {
-                self.refuse_taken(&tenant, new).await?;
-                None
-            }
+        let found = if let Some(Slot::Importing { index, running: false }) = tenant.slot(new) {
+            index
+        } else {
+            self.refuse_taken(&tenant, new).await?;
+            None
         };
         tenant.set(new, Slot::Importing { index: found.clone(), running: true });
         let begun = ImportSession::begin(self.clone(), Arc::clone(&tenant), new, plan, found).await;

@@ -44,9 +44,9 @@ impl Default for WalKeeping {
         WalKeeping {
             seal_bytes: 8 << 20,
             seal_age: Duration::from_secs(5),
-            idle_seal_age: Duration::from_secs(600),
+            idle_seal_age: Duration::from_mins(10),
             max_pending: 64 << 20,
-            validate_every: Duration::from_secs(60),
+            validate_every: Duration::from_mins(1),
         }
     }
 }

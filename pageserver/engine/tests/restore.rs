@@ -360,10 +360,10 @@ async fn import_archives(directory: &Path, major: u32) -> Result<ImportReport> {
     let mut names: Vec<String> = std::fs::read_dir(directory)?
         .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
         .collect::<Result<_>>()?;
-    names.retain(|name| name.ends_with(".tar"));
+    names.retain(|name| Path::new(name).extension().is_some_and(|extension| extension == "tar"));
     names.sort_by_key(|name| name == "base.tar");
     for name in names {
-        importer.archive_begin(&name, (name != "base.tar").then_some("/somewhere")).await?;
+        importer.archive_begin(&name, (name != "base.tar").then_some("/somewhere"))?;
         for chunk in std::fs::read(directory.join(&name))?.chunks(100_001) {
             importer.archive_data(chunk).await?;
         }

@@ -28,6 +28,7 @@
 //! Kinds 0x60 to 0x7E are sparse: a missing key is no error there, and scans list what exists. The layout up to here is Neon's
 //! but for the lines marked as ours. SLRU kind 3 (commit timestamps) is ours too.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
@@ -42,7 +43,7 @@ pub const KEY_SIZE: usize = 18;
 /// The name of one versioned thing. See the module for what its fields mean.
 ///
 /// Text form: exactly 36 hexadecimal digits, upper case.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Key {
     /// Kind of thing, the key space's prefix.
     pub field1: u8,
@@ -264,10 +265,34 @@ impl Key {
         bytes
     }
 
+    #[inline]
+    fn as_numbers(self) -> (u128, u64) {
+        let kind_and_space = u64::from(self.field1) << 32 | u64::from(self.field2);
+        let database_and_relation = u64::from(self.field3) << 32 | u64::from(self.field4);
+        let fork_and_block = u64::from(self.field5) << 32 | u64::from(self.field6);
+        (u128::from(kind_and_space) << 64 | u128::from(database_and_relation), fork_and_block)
+    }
+
     /// The key that these 18 bytes are.
     pub fn from_bytes(bytes: &[u8; KEY_SIZE]) -> Key {
         let word = |at: usize| u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         Key::of(bytes[0], word(1), word(5), word(9), bytes[13], word(14))
+    }
+}
+
+/// Field by field, in their order. Compared as two numbers: sorting and searching versions does little else, and the first fields are
+/// mostly alike.
+impl Ord for Key {
+    #[inline]
+    fn cmp(&self, other: &Key) -> Ordering {
+        self.as_numbers().cmp(&other.as_numbers())
+    }
+}
+
+impl PartialOrd for Key {
+    #[inline]
+    fn partial_cmp(&self, other: &Key) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 

@@ -46,6 +46,7 @@ impl Lsn {
 
     /// The place `bytes` further on.
     #[must_use]
+    #[allow(clippy::should_implement_trait, reason = "`lsn + lsn` must not look possible")]
     pub fn add(self, bytes: u64) -> Lsn {
         Lsn(self.0 + bytes)
     }

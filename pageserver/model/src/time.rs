@@ -40,7 +40,7 @@ mod tests {
 
     #[test]
     fn the_epoch_is_the_year_2000() {
-        let y2k = UNIX_EPOCH + Duration::from_secs(946_684_800);
+        let y2k = UNIX_EPOCH + Duration::from_hours(10_957 * 24);
         assert_eq!(PgTimestamp::from_system_time(y2k), PgTimestamp(0));
         assert_eq!(PgTimestamp(0).to_system_time(), y2k);
         assert_eq!(

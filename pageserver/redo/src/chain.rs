@@ -24,6 +24,7 @@ pub fn reconstruct<'a>(
         copy(base, &mut value);
         value
     });
+    let mut record = Record::empty(pg);
     for (lsn, bytes) in changes {
         match Value::decode(bytes).map_err(|source| RedoError::Value { key, lsn, source })? {
             Value::Image(image) => {
@@ -31,7 +32,7 @@ pub fn reconstruct<'a>(
                 value.clear();
                 copy(image, value);
             }
-            Value::Change(change) => Link { key, kind, lsn, pg }.apply(&change, &mut value)?,
+            Value::Change(change) => Link { key, kind, lsn }.apply(&change, &mut record, &mut value)?,
         }
     }
     value.ok_or(RedoError::Nothing { key })
@@ -51,23 +52,26 @@ struct Link {
     key: Key,
     kind: Option<KeyKind>,
     lsn: Lsn,
-    pg: PgMajor,
 }
 
 impl Link {
-    fn apply(&self, change: &Change<'_>, value: &mut Option<Vec<u8>>) -> Result<(), RedoError> {
+    /// `parsed` is room for the record, if the change is one.
+    #[inline]
+    fn apply<'a>(
+        &self,
+        change: &Change<'a>,
+        parsed: &mut Record<'a>,
+        value: &mut Option<Vec<u8>>,
+    ) -> Result<(), RedoError> {
         let Link { key, lsn, .. } = *self;
         let fault = |source| RedoError::Change { key, lsn, source };
         match (change, self.kind) {
             (Change::Postgres { record, .. }, Some(KeyKind::RelBlock { rel, block })) => {
-                let record = Record::parse(self.pg, record).map_err(|source| RedoError::Record {
-                    key,
-                    lsn,
-                    source,
-                })?;
+                parsed.read(record).map_err(|source| RedoError::Record { key, lsn, source })?;
+                let record = &*parsed;
                 let block = record.block_of(rel, block).ok_or(RedoError::OtherBlock { key, lsn })?;
                 let page = self.page(value, block.is_base() || is_map(rel.fork))?;
-                apply(&record, block, lsn, page).map(drop)
+                apply(record, block, lsn, page).map(drop)
             }
             (
                 Change::ClearVisibilityMap { new_heap_block, old_heap_block, bits },

@@ -91,7 +91,7 @@ pub struct Config {
     #[arg(long, value_name = "DURATION", default_value = "60s")]
     pub wal_report_every: Span,
 
-    /// Consecutive GetPage requests of a connection that are answered together at most.
+    /// Consecutive `GetPage` requests of a connection that are answered together at most.
     #[arg(long, value_name = "COUNT", default_value = "32")]
     pub max_batch_size: usize,
 
@@ -380,7 +380,7 @@ impl Config {
         if let Err(error) = self.bucket.parse::<BucketUrl>() {
             return invalid("bucket", &error.to_string());
         }
-        if !(Duration::from_millis(200)..=Duration::from_secs(600)).contains(&self.wal_seal_age.0) {
+        if !(Duration::from_millis(200)..=Duration::from_mins(10)).contains(&self.wal_seal_age.0) {
             return invalid("wal_seal_age", "expected 200ms to 10m");
         }
         for (name, value) in [
@@ -518,7 +518,7 @@ mod tests {
         assert_eq!(config.id, 2);
         assert_eq!(config.max_batch_size, 7);
         assert_eq!(config.idle_timeout, Span(Duration::from_secs(9)));
-        assert_eq!(config.wait_lsn_timeout, Span(Duration::from_secs(300)));
+        assert_eq!(config.wait_lsn_timeout, Span(Duration::from_mins(5)));
     }
 
     #[test]

@@ -17,7 +17,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match server::serve::run(*config, &complaints) {
+    match server::serve::run(&config, &complaints) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Also to the log, which may go elsewhere than people look.

@@ -32,7 +32,7 @@ use crate::supervisor::{OnFailure, Supervisor};
 use crate::workdir::Workdir;
 
 /// Serves until a signal, or until going on would be wrong. `complaints` are logged first.
-pub fn run(config: Config, complaints: &[String]) -> anyhow::Result<()> {
+pub fn run(config: &Config, complaints: &[String]) -> anyhow::Result<()> {
     let registry = Registry::new();
     let process = ProcessMetrics::register(&registry);
     logging::start(config.log_format, &config.log_filter, process.log_events.clone());
@@ -46,7 +46,7 @@ pub fn run(config: Config, complaints: &[String]) -> anyhow::Result<()> {
         .thread_name("pageserver")
         .build()
         .context("cannot start the runtime")?;
-    let outcome = runtime.block_on(serve(&config, &workdir, &registry, process));
+    let outcome = runtime.block_on(serve(config, &workdir, &registry, process));
     // Whatever still runs is past its time; it must not keep the process.
     runtime.shutdown_timeout(Duration::from_millis(100));
     outcome

@@ -137,37 +137,56 @@ pub enum RecordError {
 impl<'a> Record<'a> {
     /// Parses one whole record, header included. Everything is checked against the record's own length; the CRC is not.
     pub fn parse(pg: PgMajor, bytes: &'a [u8]) -> Result<Record<'a>, RecordError> {
-        let mut input = BytesIn::new(bytes);
-        let total_len = input.u32_le()?;
-        if total_len as usize != bytes.len() {
-            return Err(RecordError::Length { stated: total_len, actual: bytes.len() });
-        }
-        let xid = input.u32_le()?;
-        let prev = Lsn(input.u64_le()?);
-        let info = input.u8()?;
-        let rmgr = RmgrId(input.u8()?);
-        input.skip(2)?;
-        let crc = input.u32_le()?;
-        let mut record = Record {
+        let mut record = Record::empty(pg);
+        record.read(bytes)?;
+        Ok(record)
+    }
+
+    /// Nothing yet, to be filled by [`Record::read`].
+    pub fn empty(pg: PgMajor) -> Record<'a> {
+        Record {
             pg,
-            total_len,
-            xid,
-            prev,
-            info,
-            rmgr,
-            crc,
+            total_len: 0,
+            xid: 0,
+            prev: Lsn::INVALID,
+            info: 0,
+            rmgr: RmgrId(0),
+            crc: 0,
             origin: None,
             top_xid: None,
             blocks: SmallVec::new(),
             main: &[],
-        };
-        let lengths = record.parse_references(&mut input)?;
-        record.attach_data(&mut input, &lengths)?;
-        Ok(record)
+        }
     }
 
-    fn parse_references(&mut self, input: &mut BytesIn<'a>) -> Result<Lengths, RecordError> {
+    /// As [`Record::parse`], into a record that is at hand: who parses many in a row saves moving each. After an error it holds rubbish.
+    pub fn read(&mut self, bytes: &'a [u8]) -> Result<(), RecordError> {
+        let mut input = BytesIn::new(bytes);
+        let mut header = BytesIn::new(input.take(HEADER_SIZE)?);
+        self.total_len = header.u32_le()?;
+        if self.total_len as usize != bytes.len() {
+            return Err(RecordError::Length { stated: self.total_len, actual: bytes.len() });
+        }
+        self.xid = header.u32_le()?;
+        self.prev = Lsn(header.u64_le()?);
+        self.info = header.u8()?;
+        self.rmgr = RmgrId(header.u8()?);
+        header.skip(2)?;
+        self.crc = header.u32_le()?;
+        self.origin = None;
+        self.top_xid = None;
+        self.blocks.clear();
         let mut lengths = Lengths::default();
+        self.parse_references(&mut input, &mut lengths)?;
+        self.attach_data(&mut input, &lengths)
+    }
+
+    #[inline]
+    fn parse_references(
+        &mut self,
+        input: &mut BytesIn<'a>,
+        lengths: &mut Lengths,
+    ) -> Result<(), RecordError> {
         let mut rel: Option<RelLocator> = None;
         while input.remaining() > lengths.total {
             let at = input.position();
@@ -176,10 +195,7 @@ impl<'a> Record<'a> {
                     if self.blocks.last().is_some_and(|last| last.id >= id) {
                         return Err(RecordError::Malformed { what: "block references out of order", at });
                     }
-                    let (block, image_len, data_len) = parse_block(self.pg, id, input, &mut rel)?;
-                    self.blocks.push(block);
-                    lengths.blocks.push((image_len, data_len));
-                    lengths.total += usize::from(image_len) + usize::from(data_len);
+                    self.parse_block(id, input, &mut rel, lengths)?;
                 }
                 ID_ORIGIN => self.origin = Some(input.u16_le()?),
                 ID_TOP_XID => self.top_xid = Some(input.u32_le()?),
@@ -198,9 +214,49 @@ impl<'a> Record<'a> {
                 at: input.position(),
             });
         }
-        Ok(lengths)
+        Ok(())
     }
 
+    #[inline]
+    fn parse_block(
+        &mut self,
+        id: u8,
+        input: &mut BytesIn<'a>,
+        rel: &mut Option<RelLocator>,
+        lengths: &mut Lengths,
+    ) -> Result<(), RecordError> {
+        let at = input.position();
+        let malformed = |what| RecordError::Malformed { what, at };
+        let flags = input.u8()?;
+        let data_len = input.u16_le()?;
+        let fork = Fork::from_number(flags & FORK_MASK)
+            .ok_or(RecordError::UnknownFork { id, fork: flags & FORK_MASK })?;
+        let has_data = flags & HAS_DATA != 0;
+        if has_data != (data_len != 0) {
+            return Err(malformed("block data flag and length disagree"));
+        }
+        let mut image_len = 0;
+        let mut image = None;
+        if flags & HAS_IMAGE != 0 {
+            image_len = input.u16_le()?;
+            image = Some(parse_image(self.pg, id, input, image_len)?);
+        }
+        if flags & SAME_REL == 0 {
+            *rel = Some(RelLocator { spc: input.u32_le()?, db: input.u32_le()?, rel: input.u32_le()? });
+        }
+        let rel = rel.ok_or(malformed("first block reference has no relation"))?.fork(fork);
+        let block = input.u32_le()?;
+        if block == u32::MAX {
+            return Err(malformed("block number is invalid"));
+        }
+        let will_init = flags & WILL_INIT != 0;
+        self.blocks.push(BlockRef { id, rel, block, will_init, image, data: &[], has_data });
+        lengths.blocks.push((image_len, data_len));
+        lengths.total += usize::from(image_len) + usize::from(data_len);
+        Ok(())
+    }
+
+    #[inline]
     fn attach_data(&mut self, input: &mut BytesIn<'a>, lengths: &Lengths) -> Result<(), RecordError> {
         for (block, (image_len, data_len)) in self.blocks.iter_mut().zip(&lengths.blocks) {
             let image = input.take(usize::from(*image_len))?;
@@ -235,40 +291,6 @@ struct Lengths {
     blocks: SmallVec<[(u16, u16); 4]>,
     main: usize,
     total: usize,
-}
-
-fn parse_block<'a>(
-    pg: PgMajor,
-    id: u8,
-    input: &mut BytesIn<'a>,
-    rel: &mut Option<RelLocator>,
-) -> Result<(BlockRef<'a>, u16, u16), RecordError> {
-    let at = input.position();
-    let malformed = |what| RecordError::Malformed { what, at };
-    let flags = input.u8()?;
-    let data_len = input.u16_le()?;
-    let fork = Fork::from_number(flags & FORK_MASK)
-        .ok_or(RecordError::UnknownFork { id, fork: flags & FORK_MASK })?;
-    let has_data = flags & HAS_DATA != 0;
-    if has_data != (data_len != 0) {
-        return Err(malformed("block data flag and length disagree"));
-    }
-    let mut image_len = 0;
-    let mut image = None;
-    if flags & HAS_IMAGE != 0 {
-        image_len = input.u16_le()?;
-        image = Some(parse_image(pg, id, input, image_len)?);
-    }
-    if flags & SAME_REL == 0 {
-        *rel = Some(RelLocator { spc: input.u32_le()?, db: input.u32_le()?, rel: input.u32_le()? });
-    }
-    let rel = rel.ok_or(malformed("first block reference has no relation"))?.fork(fork);
-    let block = input.u32_le()?;
-    if block == u32::MAX {
-        return Err(malformed("block number is invalid"));
-    }
-    let block = BlockRef { id, rel, block, will_init: flags & WILL_INIT != 0, image, data: &[], has_data };
-    Ok((block, image_len, data_len))
 }
 
 fn parse_image<'a>(

@@ -114,9 +114,9 @@ async fn values(place: &Place, size: u64) -> Result<()> {
             let store = Arc::clone(&store);
             flushing = Some(tokio::spawn(async move {
                 let fill = move |file: &mut DeltaFile| {
-                    frozen.merged().all().try_for_each(|version| {
-                        file.push(version.key, version.lsn, version.will_init, &version.value)
-                    })
+                    frozen
+                        .merged()
+                        .try_for_each(|key, lsn, will_init, value| file.push(key, lsn, will_init, value))
                 };
                 Ok(store.write_delta(name, None, fill).await?.layer.file_size())
             }));

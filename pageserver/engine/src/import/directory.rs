@@ -107,7 +107,7 @@ async fn send_file<O: LayerOut>(
 ) -> Result<(), ImportError> {
     let unreadable = |source| ImportError::Io { path: path.into(), source };
     let mut file = tokio::fs::File::open(real).await.map_err(unreadable)?;
-    importer.file_begin(path, size).await?;
+    importer.file_begin(path, size)?;
     loop {
         let count = file.read(buffer).await.map_err(unreadable)?;
         if count == 0 {

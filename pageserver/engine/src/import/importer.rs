@@ -250,8 +250,8 @@ impl<O: LayerOut> Importer<O> {
 
     /// A tar archive begins: `base.tar`, or `<oid>.tar` of a tablespace that lies at `location` on the source (as the replication protocol
     /// announces it; an in-place tablespace's is relative).
-    pub async fn archive_begin(&mut self, name: &str, location: Option<&str>) -> Result<(), ImportError> {
-        self.archive_end().await?;
+    pub fn archive_begin(&mut self, name: &str, location: Option<&str>) -> Result<(), ImportError> {
+        self.archive_end()?;
         let prefix = match name.strip_suffix(".tar").unwrap_or(name) {
             "base" => String::new(),
             digits => {
@@ -289,7 +289,7 @@ impl<O: LayerOut> Importer<O> {
                 TarEvent::Entry(entry) => {
                     let path = format!("{prefix}{}", entry.path);
                     match entry.kind {
-                        TarKind::File => self.file_begin(&path, entry.size).await,
+                        TarKind::File => self.file_begin(&path, entry.size),
                         TarKind::Directory => {
                             if let Some(oid) = tablespace_of(&path) {
                                 self.tablespace(oid, "");
@@ -314,7 +314,7 @@ impl<O: LayerOut> Importer<O> {
         result
     }
 
-    async fn archive_end(&mut self) -> Result<(), ImportError> {
+    fn archive_end(&mut self) -> Result<(), ImportError> {
         if let Some((archive, _, tar)) = self.archive.take() {
             tar.finish(self.options.terminated_archives)
                 .map_err(|source| ImportError::Tar { archive, source })?;
@@ -339,7 +339,7 @@ impl<O: LayerOut> Importer<O> {
     }
 
     /// A file begins; `path` is below the data directory.
-    pub async fn file_begin(&mut self, path: &str, size: u64) -> Result<(), ImportError> {
+    pub fn file_begin(&mut self, path: &str, size: u64) -> Result<(), ImportError> {
         if self.file.is_some() {
             return Err(in_file(path, "begins before the file before it ended"));
         }
@@ -663,7 +663,7 @@ impl<O: LayerOut> Importer<O> {
     ///
     /// Writes what is left, checks that all is there, and answers the output with the report.
     pub async fn end(mut self, end: Option<Lsn>) -> Result<(ImportReport, O), ImportError> {
-        self.archive_end().await?;
+        self.archive_end()?;
         if self.file.is_some() {
             return Err(ImportError::Missing("end of its last file"));
         }

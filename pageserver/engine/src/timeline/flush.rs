@@ -68,9 +68,7 @@ impl Flusher {
         let tail = frozen.tail.clone();
         let commit_times = tail.commit_times();
         let fill = move |file: &mut DeltaFile| {
-            tail.merged().all().try_for_each(|version| {
-                file.push(version.key, version.lsn, version.will_init, &version.value)
-            })
+            tail.merged().try_for_each(|key, lsn, will_init, value| file.push(key, lsn, will_init, value))
         };
         let written = self.layers.write_delta(name.clone(), commit_times, fill).await?;
         let claim = self.index.claim();

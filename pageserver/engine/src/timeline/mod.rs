@@ -10,11 +10,14 @@ mod replay;
 pub mod restore;
 
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use codec::wal::stream::WalError;
+use futures::future::FutureExt as _;
+use futures::stream::{FuturesUnordered, StreamExt as _};
 use model::{
     BLOCK_SIZE, Key, Lsn, PgMajor, PgTimestamp, RelTag, SlruKind, TenantShardId, TimelineId, Tli,
     WalSegmentSize,
@@ -383,18 +386,43 @@ impl Timeline {
     /// Postgres may look for in vain (free space and visibility maps), which read as empty.
     pub async fn page(&self, rel: RelTag, block: u32, lsn: Lsn) -> Result<Bytes, ReadError> {
         let view = self.shared.view.load_full();
-        page_of(&view, rel, block, lsn).await
+        page_of(&view, rel, None, block, lsn).await
     }
 
-    /// Several pages, each as of its own LSN, answered in order. All of one snapshot.
+    /// Several pages, each as of its own LSN, answered in order. All of one snapshot. Those that must wait for bytes wait together.
     pub async fn get_pages(&self, requests: &[(RelTag, u32, Lsn)], out: &mut Vec<Result<Bytes, ReadError>>) {
+        let Some(&(rel, _, lsn)) = requests.first() else { return };
         let view = self.shared.view.load_full();
-        if let [(rel, block, lsn)] = requests {
-            out.push(page_of(&view, *rel, *block, *lsn).await);
-            return;
+        // Most batches are of one relation as of one LSN: its size is looked up once, if that takes no waiting.
+        let is_uniform = requests.iter().all(|(other, _, at)| (*other, *at) == (rel, lsn));
+        let mut size = std::pin::pin!(view.rel_size(rel, lsn));
+        let looked_up = if is_uniform { futures::poll!(size.as_mut()) } else { Poll::Ready(Ok(None)) };
+        let known = match &looked_up {
+            Poll::Ready(Ok(size)) => *size,
+            _ => None,
+        };
+        let mut waiting = FuturesUnordered::new();
+        for (rel, block, lsn) in requests {
+            let (place, mut read) = (out.len(), Box::pin(page_of(&view, *rel, known, *block, *lsn)));
+            match futures::poll!(read.as_mut()) {
+                Poll::Ready(page) => out.push(page),
+                Poll::Pending => {
+                    out.push(Err(ReadError::Stopping)); // until its bytes are here
+                    waiting.push(read.map(move |page| (place, page)));
+                }
+            }
         }
-        let reads = requests.iter().map(|(rel, block, lsn)| page_of(&view, *rel, *block, *lsn));
-        out.extend(futures::future::join_all(reads).await);
+        let arrivals = async {
+            while let Some((place, page)) = waiting.next().await {
+                out[place] = page;
+            }
+        };
+        if looked_up.is_pending() {
+            // The reads look the size up themselves, and share what this lookup is fetching.
+            let _ = futures::join!(arrivals, size);
+        } else {
+            arrivals.await;
+        }
     }
 
     /// Bytes of a database's relations in the default tablespace, 8,192 a block.
@@ -447,9 +475,23 @@ impl Timeline {
     }
 }
 
-async fn page_of(view: &Snapshot, rel: RelTag, block: u32, lsn: Lsn) -> Result<Bytes, ReadError> {
-    match view.rel_size(rel, lsn).await? {
-        Some(size) if block < size => view.page(rel, block, lsn).await,
+/// A page of a relation, whose size may be known already. Otherwise both are looked up at once: with nothing at hand either is a GET.
+async fn page_of(
+    view: &Snapshot,
+    rel: RelTag,
+    known: Option<u32>,
+    block: u32,
+    lsn: Lsn,
+) -> Result<Bytes, ReadError> {
+    let size = async {
+        match known {
+            Some(size) => Ok(Some(size)),
+            None => view.rel_size(rel, lsn).await,
+        }
+    };
+    let (size, page) = futures::join!(size, view.page(rel, block, lsn));
+    match size? {
+        Some(size) if block < size => page,
         Some(_) => Ok(Bytes::from_static(&codec::page::ZERO_PAGE)),
         None if matches!(rel.fork, model::Fork::Fsm | model::Fork::Vm) => {
             Ok(Bytes::from_static(&codec::page::ZERO_PAGE))

@@ -113,6 +113,7 @@ impl EngineMetrics {
             ("memory_bytes", cache.memory_used() as u64),
             ("disk_bytes", cache.disk_used()),
             ("memory_hits", cache.counts.memory_hits.load(Ordering::Relaxed)),
+            ("value_hits", cache.counts.value_hits.load(Ordering::Relaxed)),
             ("disk_hits", cache.counts.disk_hits.load(Ordering::Relaxed)),
             ("fetches", cache.counts.fetches.load(Ordering::Relaxed)),
             ("fetched_bytes", cache.counts.fetched_bytes.load(Ordering::Relaxed)),

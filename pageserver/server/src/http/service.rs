@@ -174,6 +174,7 @@ fn json_answer(status: StatusCode, body: Value) -> Response {
     (status, axum::Json(body)).into_response()
 }
 
+#[allow(clippy::unnecessary_wraps, reason = "handlers answer this")]
 fn ok(body: Value) -> Answer {
     Ok(json_answer(StatusCode::OK, body))
 }

@@ -51,18 +51,18 @@ const SHOW: Syntax = Syntax("show", "show <name>|all");
 struct Syntax(&'static str, &'static str);
 
 impl Syntax {
-    fn error(&self, reason: impl ToString) -> CommandError {
+    fn error(&self, reason: &(impl ToString + ?Sized)) -> CommandError {
         CommandError::Arguments { command: self.0, reason: reason.to_string(), syntax: self.1 }
     }
 
     fn parse<T: FromStr<Err: ToString>>(&self, word: Option<&str>) -> Result<T, CommandError> {
         word.ok_or_else(|| self.error("too few arguments"))?
             .parse()
-            .map_err(|error: T::Err| self.error(error))
+            .map_err(|error: T::Err| self.error(&error))
     }
 
     fn end<'a>(&self, mut words: impl Iterator<Item = &'a str>) -> Result<(), CommandError> {
-        words.next().map_or(Ok(()), |word| Err(self.error(format!("unexpected argument {word:?}"))))
+        words.next().map_or(Ok(()), |word| Err(self.error(&format!("unexpected argument {word:?}"))))
     }
 }
 
@@ -96,10 +96,10 @@ impl FromStr for Command {
                     let flag = match word {
                         "--gzip" => &mut gzip,
                         "--replica" => &mut replica,
-                        _ => return Err(BASEBACKUP.error(format!("unexpected argument {word:?}"))),
+                        _ => return Err(BASEBACKUP.error(&format!("unexpected argument {word:?}"))),
                     };
                     if std::mem::replace(flag, true) {
-                        return Err(BASEBACKUP.error(format!("{word} given twice")));
+                        return Err(BASEBACKUP.error(&format!("{word} given twice")));
                     }
                 }
                 Ok(Command::BaseBackup { tenant, timeline, lsn, gzip, replica })

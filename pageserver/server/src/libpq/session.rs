@@ -19,7 +19,7 @@ use engine::as_of::ReadError;
 /// Longest message of a command. Drivers send short texts; a longer one is garbage or an attack.
 const LONGEST_COMMAND: usize = 64 << 10;
 /// How long a client may take over its startup packet.
-const STARTUP_PATIENCE: Duration = Duration::from_secs(60);
+const STARTUP_PATIENCE: Duration = Duration::from_mins(1);
 
 /// How sessions are served.
 #[derive(Clone)]

@@ -44,7 +44,7 @@ impl Server {
     }
 
     async fn usual() -> Server {
-        Self::start(10, Duration::from_secs(60)).await
+        Self::start(10, Duration::from_mins(1)).await
     }
 
     async fn client(&self) -> tokio_postgres::Client {
@@ -298,7 +298,7 @@ async fn a_failed_backup_is_an_error_inside_the_copy() {
 
 #[tokio::test]
 async fn too_many_connections_are_turned_away_and_room_comes_back() {
-    let server = Server::start(1, Duration::from_secs(60)).await;
+    let server = Server::start(1, Duration::from_mins(1)).await;
     let first = server.client().await;
     let parameters = format!("host=127.0.0.1 port={} user=x", server.port);
     let refused = tokio_postgres::connect(&parameters, NoTls).await.err().expect("refused");

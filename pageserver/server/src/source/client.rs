@@ -19,7 +19,7 @@ const LONGEST_MESSAGE: usize = 16 << 20;
 /// Room kept free for reading.
 const READ_ROOM: usize = 256 << 10;
 /// How long an answer to a command may take that does no work to speak of.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+const ANSWER_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -131,7 +131,7 @@ impl Followers {
                 };
                 match followed.timeline {
                     Some(timeline) if timeline.archived().await.is_some() => {
-                        archived.push((timeline, source))
+                        archived.push((timeline, source));
                     }
                     Some(timeline) => self.follow(&timeline, source),
                     None => self.import(info.id.tenant, followed.id, source, None),
@@ -195,9 +195,9 @@ impl Followers {
             self.follow(&next, source.clone());
         }
         let slot = Self::slot_name(timeline.id());
-        match tokio::time::timeout(RELEASE_PATIENCE, release_slot(&source, &slot)).await {
-            Ok(Ok(())) => {}
-            _ => tracing::warn!(slot, "the slot of the archived timeline may remain on the source"),
+        let released = tokio::time::timeout(RELEASE_PATIENCE, release_slot(&source, &slot)).await;
+        if !matches!(released, Ok(Ok(()))) {
+            tracing::warn!(slot, "the slot of the archived timeline may remain on the source");
         }
         Ok(())
     }

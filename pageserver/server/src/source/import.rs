@@ -160,7 +160,7 @@ async fn fill(
     let mut shown = 0;
     while let Some(part) = backup.next().await? {
         match part {
-            Part::Archive { name, location } => importer.archive_begin(&name, location.as_deref()).await?,
+            Part::Archive { name, location } => importer.archive_begin(&name, location.as_deref())?,
             Part::Data(bytes) => importer.archive_data(&bytes).await?,
             Part::Manifest(bytes) => importer.manifest_data(&bytes)?,
         }

@@ -26,7 +26,7 @@ use super::replication::{self, SourceIdentity, StreamMessage};
 /// How often a status is sent at least: the source drops a peer that is silent for `wal_sender_timeout`, 60 s by default.
 const STATUS_EVERY: Duration = Duration::from_secs(10);
 /// How often claims are listed while we hold the slot.
-const CLAIMS_EVERY: Duration = Duration::from_secs(60);
+const CLAIMS_EVERY: Duration = Duration::from_mins(1);
 /// A source that waits for an answer gets it in this time or is left: its shutdown hangs on us.
 const SEAL_PATIENCE: Duration = Duration::from_secs(8);
 /// Attempts to get a slot that another walsender has, each after ending that one.
