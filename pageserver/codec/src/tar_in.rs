@@ -341,7 +341,7 @@ mod tests {
     }
 
     fn sample() -> Vec<u8> {
-        let mut archive = tar_out::directory("base", 0);
+        let mut archive = tar_out::directory("base", 0o700, 0);
         let long = format!("base/{}", "x".repeat(150));
         for (path, content) in [("PG_VERSION", &b"15\n"[..]), ("base/empty", b""), (&long, &[7; 1500])] {
             archive.extend(tar_out::file(path, content.len() as u64, 0));

@@ -1,4 +1,4 @@
-//! Tar headers for what a data directory holds: files (0600), directories (0700) and symbolic links, in GNU form.
+//! Tar headers for what a data directory holds: files (0600), directories and symbolic links, in GNU form.
 
 use tar::{EntryType, Header};
 
@@ -15,9 +15,9 @@ pub fn file(path: &str, size: u64, mtime: u64) -> Vec<u8> {
     entry(EntryType::Regular, path, "", 0o600, size, mtime)
 }
 
-/// The header of a directory.
-pub fn directory(path: &str, mtime: u64) -> Vec<u8> {
-    entry(EntryType::Directory, &format!("{path}/"), "", 0o700, 0, mtime)
+/// The header of a directory with these permissions.
+pub fn directory(path: &str, mode: u32, mtime: u64) -> Vec<u8> {
+    entry(EntryType::Directory, &format!("{path}/"), "", mode, 0, mtime)
 }
 
 /// The header of a symbolic link.

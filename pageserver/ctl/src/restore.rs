@@ -288,7 +288,7 @@ mod tests {
     fn archive(terminated: bool) -> Vec<u8> {
         let mut out = Vec::new();
         for directory in ["global", "pg_tblspc", "pg_tblspc/16384", "pg_tblspc/16384/PG_15_202209061"] {
-            out.extend(tar_out::directory(directory, 0));
+            out.extend(tar_out::directory(directory, 0o700, 0));
         }
         for file in ["pg_tblspc/16384/PG_15_202209061/7", "global/pg_control"] {
             out.extend(tar_out::file(file, 3, 0));
@@ -326,7 +326,7 @@ mod tests {
     fn links_that_lead_out_are_refused() {
         let home = tempfile::tempdir().unwrap();
         let root = home.path().join("data");
-        let mut out = tar_out::directory("pg_tblspc", 0);
+        let mut out = tar_out::directory("pg_tblspc", 0o700, 0);
         out.extend(tar_out::symlink("pg_tblspc/16384", "/etc", 0));
         out.extend(tar_out::TERMINATOR);
         let error = format!("{:#}", unpack(&out, &root, &[]).unwrap_err());

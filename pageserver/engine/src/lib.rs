@@ -4,9 +4,10 @@
 //! [`index_store`] and [`index_keeper`] (what a timeline consists of), [`wal_keeper`] (WAL to the bucket first) and [`wal_run`] (which of it counts);
 //! [`ingest`] (which versions a record makes), [`changes`], [`tail`], [`layer_map`], [`chunk_cache`], [`layer_read`], [`layer_write`]; then
 //! [`read`], [`as_of`], [`time`], [`timeline`], and on top [`tenant`] and [`deletion`];
-//! how a timeline begins: [`import`]; what a cluster is restored from: [`fullbackup`].
+//! how a timeline begins: [`import`]; what a cluster is restored from: [`backup`].
 
 pub mod as_of;
+pub mod backup;
 pub mod bucket;
 pub mod budget;
 pub mod changes;
@@ -14,7 +15,7 @@ pub mod chunk_cache;
 pub mod claim;
 pub mod deletion;
 pub mod error_story;
-pub mod fullbackup;
+
 pub mod import;
 pub mod import_session;
 pub mod index_keeper;

@@ -9,17 +9,21 @@ use anyhow::{Context, Result, ensure};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use codec::control::{ClusterState, ControlFile};
+use codec::directory::DbDirectory;
 use codec::history::TimelineHistory;
 use codec::manifest::ChecksumAlgorithm;
 use codec::page;
 use codec::tar_in::{TarEvent, TarIn, TarKind};
+use codec::wal::build::RecordDraft;
 use engine::as_of::{AsOf, ReadError};
-use engine::fullbackup::{self, FullBackupOptions, FullBackupReport, TarSink};
+use engine::backup::{
+    self, BackupError, BaseBackupOptions, FullBackupOptions, FullBackupReport, PrevLsn, TarSink,
+};
 use engine::import::directory::DataDirectory;
 use engine::import::{
     ImportError, ImportOptions, ImportReport, Importer, LayerOut, LayerOutError, SourceKind,
 };
-use model::{Key, KeyRange, Lsn, PgMajor, RelTag};
+use model::{Key, KeyRange, Lsn, PgMajor, RelTag, RmgrId};
 use testkit::{Postgres, PostgresConfig, Shutdown};
 
 /// Layers kept in a map. Refuses what a reader of layers could not cope with.
@@ -143,13 +147,203 @@ async fn restore_into(root: &Path, view: &MapView, tli: model::Tli) -> Result<Fu
         options.settings = "summarize_wal = on\n".into();
     }
     let mut out = Unpack { root, tar: TarIn::new(), file: None };
-    let report = fullbackup::write(view, &options, &mut out).await?;
+    let report = backup::full::write(view, &options, &mut out).await?;
     out.tar.finish(true)?;
     Ok(report)
 }
 
 fn view_major(view: &MapView) -> Result<PgMajor> {
     Ok(ControlFile::parse(view.values.get(&Key::CONTROL_FILE).context("no control file")?)?.pg)
+}
+
+/// An archive's entries in order; directories have no content.
+#[derive(Default)]
+struct Entries {
+    tar: TarIn,
+    list: Vec<(String, Option<Vec<u8>>)>,
+}
+
+#[async_trait]
+impl TarSink for Entries {
+    async fn send(&mut self, chunk: Bytes) -> io::Result<()> {
+        let mut input = &chunk[..];
+        while let Some(event) = self.tar.next(&mut input).map_err(io::Error::other)? {
+            match event {
+                TarEvent::Entry(entry) => {
+                    let content = (entry.kind == TarKind::File).then(Vec::new);
+                    self.list.push((entry.path.trim_end_matches('/').to_owned(), content));
+                }
+                TarEvent::Data(data) => {
+                    let content = self.list.last_mut().and_then(|(_, content)| content.as_mut());
+                    content.expect("only files have content").extend_from_slice(data);
+                }
+                TarEvent::EntryEnd => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Entries {
+    fn file(&self, path: &str) -> Result<&[u8]> {
+        let found = self.list.iter().filter(|(name, _)| name == path).collect::<Vec<_>>();
+        let [(_, Some(content))] = found[..] else { anyhow::bail!("{path} is there {} times", found.len()) };
+        Ok(content)
+    }
+
+    fn below(&self, prefix: &str) -> Vec<&(String, Option<Vec<u8>>)> {
+        self.list.iter().filter(|(name, content)| name.starts_with(prefix) && content.is_some()).collect()
+    }
+}
+
+/// Directories of a base backup, as Neon's computes know them.
+fn expected_directories(major: u32) -> Vec<&'static str> {
+    let mut expected = vec!["global", "pg_wal/archive_status"];
+    expected.extend((major >= 17).then_some("pg_wal/summaries"));
+    expected.extend(
+        "pg_commit_ts pg_dynshmem pg_notify pg_serial pg_snapshots pg_subtrans pg_twophase".split(' '),
+    );
+    expected.extend("pg_multixact pg_multixact/members pg_multixact/offsets base base/1".split(' '));
+    expected.extend("pg_replslot pg_tblspc pg_stat pg_stat_tmp pg_xact".split(' '));
+    expected.extend("pg_logical pg_logical/snapshots pg_logical/mappings".split(' '));
+    expected
+}
+
+/// What a compute starts from: entry by entry, and against the full backup of the same LSN.
+async fn check_base_backup(view: &MapView, postgres: &Postgres) -> Result<()> {
+    let major = postgres.major();
+    let options = BaseBackupOptions { tli: model::Tli(1), prev: PrevLsn::At(Lsn(0x12_3456_7890)) };
+    let mut refused = Entries::default();
+    let error =
+        backup::base::write(view, options, &mut refused).await.err().context("it has a tablespace")?;
+    ensure!(matches!(error, BackupError::UserTablespace { .. }) && refused.list.is_empty(), "{error}");
+
+    // Without what lies in the tablespace.
+    let mut databases = DbDirectory::decode(&view.values[&Key::DB_DIRECTORY])?;
+    databases.databases.retain(|(spc, _), _| matches!(spc, 1663 | 1664));
+    let mut values = view.values.clone();
+    values.insert(Key::DB_DIRECTORY, databases.encode().into());
+    values.remove(&Key::TABLESPACE_DIRECTORY);
+    let view = MapView { values, lsn: view.lsn };
+    let mut base = Entries::default();
+    let report = backup::base::write(&view, options, &mut base).await?;
+    ensure!(report.bytes.is_multiple_of(512));
+    std::mem::take(&mut base.tar).finish(true)?;
+    let mut full = Entries::default();
+    backup::full::write(
+        &view,
+        &FullBackupOptions::new(TimelineHistory::first(model::Tli(1)), [1; 16]),
+        &mut full,
+    )
+    .await?;
+
+    // Order.
+    let names: Vec<&str> = base.list.iter().map(|(name, _)| name.as_str()).collect();
+    let directories = expected_directories(major);
+    assert_eq!(names[..directories.len()], directories);
+    let rest = &names[directories.len()..];
+    assert_eq!(rest[..3], ["pg_hba.conf", "pg_ident.conf", "postgresql.auto.conf"]);
+    let at = |name: &str| rest.iter().position(|other| *other == name).with_context(|| format!("no {name}"));
+    let first_of = |prefix: &str| {
+        rest.iter().position(|other| other.starts_with(prefix)).with_context(|| format!("no {prefix}"))
+    };
+    let order = [
+        at("pg_xact/0000")?,
+        first_of("pg_multixact/members/")?,
+        first_of("pg_multixact/offsets/")?,
+        first_of("base/")?,
+        at("PG_VERSION")?,
+        at("global/pg_filenode.map")?,
+        first_of("pg_twophase/")?,
+    ];
+    ensure!(order.is_sorted(), "{order:?}: {rest:?}");
+    let [.., neon, zenith, control_file, segment] = rest else { anyhow::bail!("{rest:?}") };
+    assert_eq!([*neon, *zenith, *control_file], ["neon.signal", "zenith.signal", "global/pg_control"]);
+    // Every directory that initdb makes is there.
+    for entry in std::fs::read_dir(postgres.data_dir())? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        ensure!(
+            !entry.file_type()?.is_dir()
+                || name == "log"
+                || names.iter().any(|other| other.split('/').next() == Some(&name)),
+            "no {name}"
+        );
+    }
+
+    // Contents.
+    assert_eq!(base.file("neon.signal")?, b"PREV LSN: 12/34567890");
+    assert_eq!(base.file("zenith.signal")?, b"PREV LSN: 12/34567890");
+    let newline = if major >= 16 { "\n" } else { "" };
+    assert_eq!(base.file("PG_VERSION")?, format!("{major}{newline}").as_bytes());
+    assert_eq!(
+        base.file("base/5/PG_VERSION").or_else(|_| base.file("base/1/PG_VERSION"))?,
+        format!("{major}{newline}").as_bytes()
+    );
+    assert_eq!(base.file("global/pg_filenode.map")?, full.file("global/pg_filenode.map")?);
+    for prefix in ["pg_xact/", "pg_multixact/", "pg_commit_ts/", "pg_twophase/", "pg_logical/"] {
+        assert_eq!(base.below(prefix), full.below(prefix), "{prefix}");
+    }
+    let mut unlogged = 0;
+    for (name, content) in base.below("base/") {
+        let own = name.rsplit('/').next().unwrap_or_default();
+        if own == "PG_VERSION" || own == "pg_filenode.map" {
+            continue;
+        }
+        ensure!(
+            base.list.iter().any(|(other, _)| *other == format!("{}_init", name.trim_end_matches("_init"))),
+            "{name}"
+        );
+        assert_eq!(content.as_deref(), Some(full.file(name)?), "{name}");
+        unlogged += 1;
+    }
+    // A table, its index, its TOAST table, the index of that: each as init and as main fork.
+    assert_eq!(unlogged, 8);
+    assert_eq!(base.below("global/").len(), 2);
+
+    let source = ControlFile::parse(&view.values[&Key::CONTROL_FILE])?;
+    let control = ControlFile::parse(base.file("global/pg_control")?)?;
+    assert_eq!(base.file("global/pg_control")?.len(), 8192);
+    let segment_size = source.wal_segment_size;
+    let begin = view.lsn.normalized(segment_size.bytes());
+    assert_eq!(
+        (control.state, control.checkpoint_at, control.redo()),
+        (ClusterState::ShutDown, Lsn(0), begin)
+    );
+    assert_eq!(
+        (control.system_identifier, control.max_connections, control.data_checksum_version),
+        (source.system_identifier, source.max_connections, source.data_checksum_version)
+    );
+    assert_eq!(*segment, format!("pg_wal/{}", segment_size.file_name(model::Tli(1), view.lsn)));
+    assert_eq!(base.file(segment)?.len() as u64, segment_size.bytes());
+
+    let home = home()?;
+    let data = home.path().join("data");
+    for directory in ["global", "pg_wal"] {
+        std::fs::create_dir(data.join(directory))?;
+    }
+    std::fs::write(data.join("global/pg_control"), base.file("global/pg_control")?)?;
+    if let Some(controldata) = postgres.installation().own_program("pg_controldata") {
+        let output = postgres
+            .run_program(controldata.to_str().context("UTF-8")?, &["-D", data.to_str().context("UTF-8")?])
+            .await?;
+        ensure!(output.contains("shut down\n") && !output.contains("WARNING"), "{output}");
+        ensure!(output.contains(&format!("REDO location:    {begin}\n")), "{output}");
+    }
+    if let Some(waldump) = postgres.installation().own_program("pg_waldump") {
+        // What a compute would write first.
+        let record = RecordDraft::new(RmgrId::XLOG, 0x20, vec![0; 8]).encode(source.pg, Lsn(0));
+        let mut wal = base.file(segment)?.to_vec();
+        wal[segment_size.offset(begin) as usize..][..record.len()].copy_from_slice(&record);
+        std::fs::write(data.join(segment), wal)?;
+        let path = data.join(segment);
+        let output = postgres
+            .run_program(waldump.to_str().context("UTF-8")?, &["-n", "1", path.to_str().context("UTF-8")?])
+            .await?;
+        ensure!(output.contains("rmgr: XLOG") && output.contains("NOOP"), "{output}");
+        println!("pg_waldump: {output}");
+    }
+    Ok(())
 }
 
 async fn fill(postgres: &Postgres) -> Result<()> {
@@ -315,6 +509,7 @@ async fn round_trip(config: PostgresConfig) -> Result<()> {
     ensure!(narrow.ranges.len() > 20 && tight.layers == narrow.ranges.len() as u64);
     ensure!(layers.values.keys().filter(|key| !narrow.values.contains_key(key)).count() == 0);
     let view = MapView { values: narrow.values, lsn: report.base_lsn };
+    check_base_backup(&view, &postgres).await.context("the base backup of the stopped cluster")?;
     let home = home()?;
     let restored = restore_into(&home.path().join("data"), &view, report.tli).await?;
     check_restored(home, major, &expected, &restored).await.context("restored from the stopped cluster")?;

@@ -82,11 +82,9 @@ pub trait History: Clone + Send + Sync + 'static {
 pub enum BackupKind {
     /// A whole cluster that stock Postgres starts.
     Full,
-    /// What a compute with remote pages starts from: everything but the relations' blocks.
-    Base {
-        /// Without replication slots, for a compute that replays.
-        replica: bool,
-    },
+    /// What a compute with remote pages starts from: everything but the relations' blocks. One for a replica, without replication slots, is no
+    /// different: a timeline has none.
+    Base,
 }
 
 /// Why an LSN was not reached.

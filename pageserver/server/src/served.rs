@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use engine::as_of::ReadError;
-use engine::fullbackup::{FullBackupError, TarSink};
+use engine::backup::{BackupError, TarSink};
 use engine::tenant::Tenants;
 use engine::timeline::restore::RestoreError;
 use engine::timeline::{Timeline, WaitError};
@@ -93,18 +93,22 @@ impl History for ServedTimeline {
         lsn: Lsn,
         out: &mut (impl AsyncWrite + Unpin + Send),
     ) -> Result<(), BackupFailure> {
-        if kind != BackupKind::Full {
-            return Err(BackupFailure::Failed("base backups for remote pages are not offered yet".into()));
-        }
-        let (last, prev) = self.timeline.last_and_prev();
-        let prev = Some(prev).filter(|prev| last == lsn && prev.is_valid());
-        match self.timeline.full_backup(lsn, prev, &mut TarTo(out)).await {
-            Ok(report) => {
-                tracing::info!(timeline = %self.timeline.id(), %lsn, bytes = report.bytes, "sent a full backup");
+        let out = &mut TarTo(out);
+        let bytes = match kind {
+            BackupKind::Full => {
+                let (last, prev) = self.timeline.last_and_prev();
+                let prev = Some(prev).filter(|prev| last == lsn && prev.is_valid());
+                self.timeline.full_backup(lsn, prev, out).await.map(|report| report.bytes)
+            }
+            BackupKind::Base => self.timeline.base_backup(lsn, out).await.map(|report| report.bytes),
+        };
+        match bytes {
+            Ok(bytes) => {
+                tracing::info!(timeline = %self.timeline.id(), %lsn, bytes, ?kind, "sent a backup");
                 Ok(())
             }
-            Err(RestoreError::Write(FullBackupError::Sink(error))) => Err(BackupFailure::Send(error)),
-            Err(RestoreError::Write(FullBackupError::Read(error))) => Err(BackupFailure::Read(error)),
+            Err(RestoreError::Write(BackupError::Sink(error))) => Err(BackupFailure::Send(error)),
+            Err(RestoreError::Write(BackupError::Read(error))) => Err(BackupFailure::Read(error)),
             Err(error) => Err(BackupFailure::Failed(Box::new(error))),
         }
     }

@@ -1,23 +1,26 @@
-//! Restoring clusters from a timeline, and following the Postgres timelines that they start.
+//! Making clusters from a timeline, and following the Postgres timelines that they start.
 
 use codec::history::{HistoryError, TimelineHistory};
 use codec::index_part::{Archived, Restore, TliStart, Unknown, UtcTime};
 use model::{Lsn, TimelineId, Tli};
 
 use super::{AppendError, Timeline};
+use crate::backup::{
+    BackupError, BaseBackupOptions, BaseBackupReport, FullBackupOptions, FullBackupReport, PrevLsn, TarSink,
+    base, full,
+};
 use crate::claim::ValidateError;
-use crate::fullbackup::{self, FullBackupError, FullBackupOptions, FullBackupReport, TarSink};
 use crate::index_store::PutIndexError;
 
 /// How the reason begins in the history file of a cluster that was restored from here; the restore's nonce in hexadecimal follows.
 pub const RESTORED_REASON: &str = "restored by Palimpsest, ";
 
-/// Why a cluster was not restored.
+/// Why a cluster was not made.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum RestoreError {
     #[error(transparent)]
-    Write(#[from] FullBackupError),
+    Write(#[from] BackupError),
     #[error("the timeline's history of Postgres timelines is broken")]
     History(#[from] HistoryError),
     #[error("cannot remember the restore")]
@@ -87,7 +90,25 @@ impl Timeline {
             })
             .await?;
         self.index().claim().validate().await?;
-        Ok(fullbackup::write(&self.at(lsn), &options, out).await?)
+        Ok(full::write(&self.at(lsn), &options, out).await?)
+    }
+
+    /// Streams what a compute that reads its pages from here starts from, as of `lsn`.
+    pub async fn base_backup(
+        &self,
+        lsn: Lsn,
+        out: &mut dyn TarSink,
+    ) -> Result<BaseBackupReport, RestoreError> {
+        let (last, prev) = self.last_and_prev();
+        let prev = if last == lsn && prev.is_valid() {
+            PrevLsn::At(prev)
+        } else if self.facts().ancestor.is_some_and(|(_, at)| at == lsn) {
+            PrevLsn::None
+        } else {
+            PrevLsn::Unknown
+        };
+        let tli = self.postgres_history(lsn).await?.tli();
+        Ok(base::write(&self.at(lsn), BaseBackupOptions { tli, prev }, out).await?)
     }
 
     /// Notes that the source went on as another Postgres timeline, before any of its WAL is stored. A switch that is known already changes nothing.

@@ -117,11 +117,12 @@ impl History for MadeUp {
         lsn: Lsn,
         out: &mut (impl AsyncWrite + Unpin + Send),
     ) -> Result<(), BackupFailure> {
-        if kind != BackupKind::Full {
-            return Err(BackupFailure::Failed("only full ones".into()));
-        }
         // Larger than any buffer on the way.
         for block in 0..100 {
+            // One backup breaks off.
+            if (kind, lsn, block) == (BackupKind::Base, LAST, 50) {
+                return Err(BackupFailure::Failed("half of it is lost".into()));
+            }
             out.write_all(&made_up_page(block, lsn)).await.map_err(BackupFailure::Send)?;
         }
         Ok(())

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use async_compression::Level;
+use async_compression::tokio::write::GzipEncoder;
 use engine::error_story::error_story;
 use model::{Lsn, TenantId, TimelineId};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
@@ -292,15 +294,12 @@ where
                 // The client is gone or has said Terminate; either way nothing follows.
                 Err(ConnectionError::Closed.into())
             }
-            Command::BaseBackup { gzip: true, .. } => {
-                Ok(Err(Refusal("basebackup: compression is not offered; ask without --gzip".into())))
-            }
-            Command::BaseBackup { tenant, timeline, lsn, replica, .. } => {
-                self.backup(BackupKind::Base { replica }, (tenant, timeline), lsn).await
+            Command::BaseBackup { tenant, timeline, lsn, gzip, replica: _ } => {
+                self.backup(BackupKind::Base, gzip, (tenant, timeline), lsn).await
             }
             // The previous record's LSN goes into the control file of what is restored; the engine knows it better than the client.
             Command::FullBackup { tenant, timeline, lsn, prev_lsn: _ } => {
-                self.backup(BackupKind::Full, (tenant, timeline), lsn).await
+                self.backup(BackupKind::Full, false, (tenant, timeline), lsn).await
             }
             Command::LeaseLsn { tenant, timeline, lsn } => {
                 if let Err(error) = self.histories.history(tenant.tenant, timeline) {
@@ -338,6 +337,7 @@ where
     async fn backup(
         &mut self,
         kind: BackupKind,
+        gzip: bool,
         (tenant, timeline): (TenantId, TimelineId),
         asked: Option<Lsn>,
     ) -> Outcome {
@@ -368,12 +368,21 @@ where
         let begun = Instant::now();
         wire::copy_response(&mut self.connection.output, b'H');
         let written = {
-            let mut out = CopyOut::new(self.connection);
+            let out = CopyOut::new(self.connection);
+            let written = async {
+                if gzip {
+                    // One member. Its end, too, is only written when all is well.
+                    let mut out = GzipEncoder::with_quality(out, Level::Fastest);
+                    history.backup(kind, lsn, &mut out).await?;
+                    out.shutdown().await.map_err(BackupFailure::Send)
+                } else {
+                    let mut out = out;
+                    history.backup(kind, lsn, &mut out).await?;
+                    out.flush().await.map_err(BackupFailure::Send)
+                }
+            };
             tokio::select! {
-                written = history.backup(kind, lsn, &mut out) => match written {
-                    Ok(()) => out.flush().await.map_err(BackupFailure::Send),
-                    Err(error) => Err(error),
-                },
+                written = written => written,
                 () = stop.cancelled() => return Err(ConnectionError::Stopping.into()),
             }
         };

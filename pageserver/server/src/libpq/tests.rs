@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use model::{BLOCK_SIZE, Fork, Lsn, RelTag};
 use prometheus::Registry;
@@ -290,10 +290,45 @@ async fn the_extended_protocol_serves_too() {
 async fn a_failed_backup_is_an_error_inside_the_copy() {
     let server = Server::usual().await;
     let client = server.client().await;
-    let command = format!("basebackup {TENANT} {TIMELINE}");
-    let stream = client.copy_out(&command).await.unwrap();
-    let mut stream = std::pin::pin!(stream);
-    assert!(stream.next().await.unwrap().is_err());
+    for flags in ["", "--gzip", "latest --replica"] {
+        let command = format!("basebackup {TENANT} {TIMELINE} {flags}");
+        let mut stream = std::pin::pin!(client.copy_out(&command).await.unwrap());
+        let mut sent = Vec::new();
+        let error = loop {
+            match stream.next().await.expect("an error comes before the end") {
+                Ok(chunk) => sent.extend_from_slice(&chunk),
+                Err(error) => break error,
+            }
+        };
+        let error = error.as_db_error().expect("an answer of the server");
+        assert!(error.message().contains("half of it is lost"), "{error}");
+        if flags == "--gzip" {
+            assert!(gunzipped(&sent).await.is_err(), "what broke off must not unpack");
+        }
+    }
+    client.batch_execute("set x to y").await.expect("the session goes on");
+}
+
+async fn gunzipped(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut out = Vec::new();
+    async_compression::tokio::bufread::GzipDecoder::new(bytes).read_to_end(&mut out).await?;
+    Ok(out)
+}
+
+#[tokio::test]
+async fn a_compressed_base_backup_unpacks_to_the_plain_one() {
+    let server = Server::usual().await;
+    let client = server.client().await;
+    let mut sent = Vec::new();
+    for flags in ["", "--gzip --replica"] {
+        let command = format!("basebackup {TENANT} {TIMELINE} 0/1800 {flags}");
+        let stream = client.copy_out(&command).await.unwrap();
+        let chunks: Vec<Bytes> = stream.try_collect().await.unwrap();
+        sent.push(chunks.concat());
+    }
+    assert_eq!(sent[0].len(), 100 * BLOCK_SIZE);
+    assert!(sent[1].len() < sent[0].len() / 2);
+    assert_eq!(gunzipped(&sent[1]).await.unwrap(), sent[0]);
 }
 
 #[tokio::test]
