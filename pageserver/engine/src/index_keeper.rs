@@ -1,5 +1,7 @@
 //! An owner's own index of a timeline, and the only place that changes it.
 
+use std::time::SystemTime;
+
 use codec::index_part::{
     Extension, IndexPart, LayerMetadata, NotPortable, TimelineMetadata, TliStart, WalFlavour, WalObjectEntry,
 };
@@ -10,6 +12,7 @@ use crate::claim::Claim;
 use crate::index_store::{FoundIndex, IndexStore, IndexWriter, PutIndexError};
 use crate::layer_read::Layer;
 use crate::layer_write::{LayerStore, WrittenLayer};
+use crate::timeline::lease::drop_expired;
 use crate::timeline::{Timeline, TimelineFacts};
 use crate::wal_keeper::StoredWal;
 use crate::wal_run::WalHistory;
@@ -27,6 +30,15 @@ struct State {
     /// Whose objects count beside the inherited ones: the index that was found, until the own one is written.
     found_generation: Option<model::Generation>,
     writer: IndexWriter,
+}
+
+/// Whether an index has to be put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Changed {
+    /// It says something new.
+    Yes,
+    /// What is in the bucket says it already.
+    No,
 }
 
 /// What an index must say to be opened here, and does not.
@@ -234,9 +246,26 @@ impl IndexKeeper {
 
     /// Changes the index and puts it. What fails to be put is not kept.
     pub async fn update(&self, change: impl FnOnce(&mut IndexPart)) -> Result<(), PutIndexError> {
+        self.change(|part| {
+            change(part);
+            Ok(Changed::Yes)
+        })
+        .await
+    }
+
+    /// The same, unless `change` refuses or finds nothing to change.
+    pub async fn change<E: From<PutIndexError>>(
+        &self,
+        change: impl FnOnce(&mut IndexPart) -> Result<Changed, E>,
+    ) -> Result<(), E> {
         let mut state = self.state.lock().await;
         let mut part = state.part.clone();
-        change(&mut part);
+        if let Some(ours) = &mut part.palimpsest {
+            drop_expired(ours, SystemTime::now());
+        }
+        if change(&mut part)? == Changed::No {
+            return Ok(());
+        }
         state.writer.put(&mut part).await?;
         state.part = part;
         Ok(())

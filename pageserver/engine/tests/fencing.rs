@@ -4,12 +4,12 @@
 //! tested beside it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use codec::checkpoint::CheckPoint;
 use codec::control::{catalog_version, format_version};
-use codec::index_part::{IndexPart, TimelineMetadata, Unknown};
+use codec::index_part::{IndexPart, TimelineMetadata, Unknown, UtcTime};
 use engine::as_of::ReadError;
 use engine::bucket::MemoryBucket;
 use engine::bucket::faulty::{Fault, FaultyBucket, Operation, held};
@@ -23,6 +23,7 @@ use engine::layer_write::{LayerStore, WriteLayerError};
 use engine::object_path::{ObjectPath, timeline_prefix, wal_prefix};
 use engine::ports::{Bucket, BucketError, ListRequest};
 use engine::tenant::{BranchPoint, ChangeError, Tenants};
+use engine::timeline::lease::LeaseError;
 use engine::timeline::{Timeline, TimelinePolicy};
 use engine::wal_keeper::{KeepWalError, WalKeeper, WalKeeperPlace, WalKeeping};
 use engine::wal_run::{WalHistory, WalRunError, contiguous_run, list_wal};
@@ -612,4 +613,94 @@ async fn a_layer_that_a_newer_owner_deleted_is_reconnect_and_one_that_is_lost_is
     take(&bucket).await;
     let superseded = layers[0].image(Key::CHECKPOINT).await;
     assert!(matches!(superseded, Err(ReadError::Superseded)), "{superseded:?}");
+}
+
+// Rule 11
+
+const LEASE: Duration = Duration::from_mins(10);
+
+/// Now, as exactly as an index can say it.
+fn now() -> SystemTime {
+    UtcTime::from_system_time(SystemTime::now()).to_system_time()
+}
+
+#[tokio::test]
+async fn a_lease_is_granted_once_it_is_durable_and_claims_were_listed_after_that() {
+    let (faulty, bucket) = bad_network();
+    let disk = tempfile::tempdir().unwrap();
+    import(&bucket, &disk).await;
+    let a = Server::start(&bucket).await;
+    let end = a.receive(5).await;
+    let before = faulty.requests().len();
+    let now = now();
+    // Not aligned, so that it is the next record's.
+    let until = a.main().lease_lsn(Lsn(end.0 - RECORD - 3), LEASE, now).await.unwrap();
+    assert_eq!(until, now + LEASE);
+    let requests = faulty.requests().split_off(before);
+    let operations: Vec<Operation> = requests.iter().map(|(operation, _)| *operation).collect();
+    assert_eq!(operations, [Operation::Put, Operation::List], "{requests:?}");
+    assert!(requests[0].1.contains("index_part") && requests[1].1.contains("/claims/"));
+
+    // Prolonged by little: from what is durable, after a listing.
+    let again = a.main().lease_lsn(Lsn(end.0 - RECORD), LEASE, now + LEASE / 20).await.unwrap();
+    assert_eq!(again, until);
+    let puts = faulty.requests().split_off(before).iter().filter(|(op, _)| *op == Operation::Put).count();
+    assert_eq!(puts, 1);
+    let later = a.main().lease_lsn(Lsn(end.0 - RECORD), LEASE, now + LEASE / 2).await.unwrap();
+    assert_eq!(later, now + LEASE / 2 + LEASE);
+
+    // The next owner has it.
+    let b = Server::start(&bucket).await;
+    let leases = b.main().index().part().await.palimpsest.unwrap().leases;
+    assert_eq!(leases.len(), 1);
+    assert_eq!((leases[0].lsn, leases[0].valid_until.to_system_time()), (Lsn(end.0 - RECORD), later));
+}
+
+#[tokio::test]
+async fn a_lease_that_a_superseded_owner_was_asked_for_is_not_granted() {
+    let (faulty, bucket) = bad_network();
+    let disk = tempfile::tempdir().unwrap();
+    import(&bucket, &disk).await;
+    let a = Server::start(&bucket).await;
+    let (put_gate, mut put) = held();
+    faulty.once(Operation::Put, "index_part", Fault::Hold(put_gate));
+    let main = a.main();
+    let leasing = tokio::spawn(async move { main.lease_lsn(BASE, LEASE, SystemTime::now()).await });
+    put.arrived().await;
+    // B may have read the index before the lease was in it, and collect.
+    take(&bucket).await;
+    put.release();
+    let error = leasing.await.unwrap().unwrap_err();
+    assert!(matches!(error, LeaseError::Validate(ValidateError::Superseded { .. })), "{error}");
+    // Nor from what it believes to be durable.
+    let error = a.main().lease_lsn(BASE, LEASE, SystemTime::now()).await.unwrap_err();
+    assert!(matches!(error, LeaseError::Validate(ValidateError::Superseded { .. })), "{error}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_not_leased_and_what_is_over_leaves_the_index_with_its_next_change() {
+    let (faulty, bucket) = bad_network();
+    let disk = tempfile::tempdir().unwrap();
+    import(&bucket, &disk).await;
+    let a = Server::start(&bucket).await;
+    let end = a.receive(5).await;
+    let now = now();
+    let before = faulty.requests().len();
+    let below = a.main().lease_lsn(Lsn(BASE.0 - 8), LEASE, now).await;
+    assert!(matches!(below, Err(LeaseError::TooOld { oldest: BASE, .. })), "{below:?}");
+    let beyond = a.main().lease_lsn(Lsn(end.0 + 1), LEASE, now).await;
+    assert!(matches!(beyond, Err(LeaseError::Future { last, .. }) if last == end), "{beyond:?}");
+    assert_eq!(faulty.requests().len(), before, "nothing was asked of the bucket");
+    let index = a.main().index().clone();
+    index.update(|part| part.update_metadata(|metadata| metadata.latest_gc_cutoff_lsn = end)).await.unwrap();
+    let collected = a.main().lease_lsn(BASE, LEASE, now).await;
+    assert!(matches!(collected, Err(LeaseError::TooOld { .. })), "{collected:?}");
+
+    a.main().lease_lsn(end, LEASE, now - 2 * LEASE).await.unwrap();
+    assert_eq!(index.part().await.palimpsest.unwrap().leases.len(), 1);
+    faulty.once(Operation::Put, "index_part", Fault::Fail);
+    assert!(index.update(|_| {}).await.is_err());
+    assert_eq!(index.part().await.palimpsest.unwrap().leases.len(), 1, "what was not put is not believed");
+    index.update(|_| {}).await.unwrap();
+    assert_eq!(index.part().await.palimpsest.unwrap().leases, []);
 }

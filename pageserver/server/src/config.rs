@@ -91,6 +91,10 @@ pub struct Config {
     #[arg(long, value_name = "DURATION", default_value = "60s")]
     pub wal_report_every: Span,
 
+    /// How long a leased LSN stays readable after its lease was asked for or renewed.
+    #[arg(long, value_name = "DURATION", default_value = "10m")]
+    pub lsn_lease_length: Span,
+
     /// Consecutive `GetPage` requests of a connection that are answered together at most.
     #[arg(long, value_name = "COUNT", default_value = "32")]
     pub max_batch_size: usize,

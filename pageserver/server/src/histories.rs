@@ -2,11 +2,12 @@
 
 use std::error::Error;
 use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use engine::as_of::ReadError;
-use model::{Lsn, RelTag, SlruKind, TenantId, TimelineId};
+use engine::timeline::lease::LeaseError;
+use model::{Lsn, RelTag, SlruKind, TenantId, TenantShardId, TimelineId};
 use tokio::io::AsyncWrite;
 
 /// All timelines that are served.
@@ -67,6 +68,16 @@ pub trait History: Clone + Send + Sync + 'static {
         segment: u32,
         lsn: Lsn,
     ) -> impl Future<Output = Result<Option<Bytes>, ReadError>> + Send;
+
+    /// Which shard of its tenant this is.
+    fn tenant_shard(&self) -> TenantShardId;
+
+    /// Keeps an LSN readable for so long from now on. Answers until when, once that is durable; `None` when the LSN cannot be read already.
+    fn lease(
+        &self,
+        lsn: Lsn,
+        length: Duration,
+    ) -> impl Future<Output = Result<Option<SystemTime>, LeaseError>> + Send;
 
     /// Writes a tar of the cluster as of `lsn`. Ends the tar properly only when all of it was written.
     fn backup(

@@ -119,6 +119,7 @@ async fn serve(
                 max_batch: config.max_batch_size,
                 wait_lsn_timeout: config.wait_lsn_timeout.0,
             },
+            lease_length: config.lsn_lease_length.0,
             shown: Arc::new(config.shown()),
         },
         max_connections: config.max_connections,
@@ -139,6 +140,7 @@ async fn serve(
         registry: registry.clone(),
         process,
         engine: EngineMetrics::register(registry),
+        lease_length: config.lsn_lease_length.0,
         launched: SystemTime::now(),
     });
     let listener = Arc::new(http);

@@ -1,15 +1,16 @@
 //! The engine's timelines as the page service reads them.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use engine::as_of::ReadError;
 use engine::backup::{BackupError, TarSink};
 use engine::tenant::Tenants;
+use engine::timeline::lease::LeaseError;
 use engine::timeline::restore::RestoreError;
 use engine::timeline::{Timeline, WaitError};
-use model::{Lsn, RelTag, SlruKind, TenantId, TimelineId};
+use model::{Lsn, RelTag, SlruKind, TenantId, TenantShardId, TimelineId};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 
 use crate::histories::{
@@ -85,6 +86,18 @@ impl History for ServedTimeline {
 
     async fn slru_segment(&self, kind: SlruKind, segment: u32, lsn: Lsn) -> Result<Option<Bytes>, ReadError> {
         self.timeline.slru_segment(kind, segment, lsn).await
+    }
+
+    fn tenant_shard(&self) -> TenantShardId {
+        self.timeline.facts().tenant_shard
+    }
+
+    async fn lease(&self, lsn: Lsn, length: Duration) -> Result<Option<SystemTime>, LeaseError> {
+        match self.timeline.lease_lsn(lsn, length, SystemTime::now()).await {
+            Ok(until) => Ok(Some(until)),
+            Err(LeaseError::TooOld { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     async fn backup(

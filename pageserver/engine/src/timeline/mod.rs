@@ -5,6 +5,7 @@
 //! timeline back from the bucket.
 
 pub mod flush;
+pub mod lease;
 mod owner;
 mod replay;
 pub mod restore;

@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 use engine::as_of::ReadError;
 use engine::claim::ValidateError;
 use engine::tenant::{ChangeError, NotFound};
+use engine::timeline::lease::LeaseError;
 use serde_json::json;
 
 use crate::source::followers::FollowRequestError;
@@ -85,6 +86,18 @@ impl From<ChangeError> for Refused {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
             }
             ChangeError::Read(error) => error.into(),
+            error => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error_story(&error)),
+        }
+    }
+}
+
+impl From<LeaseError> for Refused {
+    fn from(error: LeaseError) -> Self {
+        match error {
+            LeaseError::Validate(ValidateError::Superseded { .. }) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+            }
+            // Also what is refused: clients know no other answer.
             error => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error_story(&error)),
         }
     }

@@ -9,10 +9,11 @@ use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, put};
+use axum::routing::{get, post, put};
 use axum::{Router, serve::Listener};
 use engine::budget::TailBudget;
 use engine::chunk_cache::ChunkCache;
+use engine::error_story::error_story;
 use engine::tenant::{BranchPoint, Tenant, Tenants};
 use model::{Lsn, PgTimestamp, TenantShardId, TimelineId};
 use prometheus::Registry;
@@ -23,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::answer::Refused;
 use super::metrics::EngineMetrics;
-use super::timelines::{id_of, layer_map_json, parse_rfc3339, tenant_json, timeline_json};
+use super::timelines::{id_of, layer_map_json, parse_rfc3339, rfc3339, tenant_json, timeline_json};
 use crate::metrics::{self, ProcessMetrics};
 use crate::source::followers::Followers;
 use crate::supervisor::Supervisor;
@@ -32,6 +33,9 @@ use crate::supervisor::Supervisor;
 const BODY_LIMIT: usize = 64 << 10;
 /// How long a request may take. The slowest asks a source who it is and puts an index.
 const REQUEST_LIMIT: Duration = Duration::from_secs(90);
+
+/// How long an LSN that was found by its time stays readable, if that is asked for.
+const LEASE_FOR_TIME: Duration = Duration::from_mins(1);
 
 /// What requests work on.
 pub struct Api {
@@ -53,6 +57,8 @@ pub struct Api {
     pub process: ProcessMetrics,
     /// The same.
     pub engine: EngineMetrics,
+    /// How long a lease of an LSN lasts.
+    pub lease_length: Duration,
     /// When the process started.
     pub launched: SystemTime,
 }
@@ -91,8 +97,7 @@ pub async fn run(api: Arc<Api>, listener: Arc<TcpListener>, stop: CancellationTo
 
 fn routes(api: Arc<Api>) -> Router {
     let timeline = "/v1/tenant/{tenant}/timeline/{timeline}";
-    let launched: HeaderValue =
-        super::timelines::rfc3339(api.launched).try_into().expect("a time is a header's value");
+    let launched: HeaderValue = rfc3339(api.launched).try_into().expect("a time is a header's value");
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/tasks", get(tasks))
@@ -103,6 +108,7 @@ fn routes(api: Arc<Api>) -> Router {
         .route(timeline, get(timeline_detail).delete(delete_timeline))
         .route(&format!("{timeline}/primary"), put(follow_primary))
         .route(&format!("{timeline}/get_lsn_by_timestamp"), get(lsn_by_timestamp))
+        .route(&format!("{timeline}/lsn_lease"), post(lease_lsn))
         .route(&format!("{timeline}/layer"), get(layer_map))
         .route(&format!("{timeline}/checkpoint"), put(checkpoint))
         .fallback(async || Refused::new(StatusCode::NOT_FOUND, "page not found"))
@@ -325,6 +331,8 @@ async fn follow_primary(
 #[derive(Deserialize)]
 struct AtTime {
     timestamp: String,
+    #[serde(default)]
+    with_lease: bool,
 }
 
 fn timestamp(text: &str) -> Result<PgTimestamp, Refused> {
@@ -340,7 +348,32 @@ async fn lsn_by_timestamp(
 ) -> Answer {
     let time = timestamp(&at.timestamp)?;
     let open = tenant_of(&api, shard)?.timeline(timeline)?;
-    ok(json!(open.lsn_at(time).await?))
+    let found = open.lsn_at(time).await?;
+    let mut answer = json!(found);
+    if at.with_lease {
+        // Long enough to make a branch there. Without one the answer is an answer all the same.
+        let length = LEASE_FOR_TIME.min(api.lease_length);
+        match open.lease_lsn(found.lsn(), length, SystemTime::now()).await {
+            Ok(until) => answer["valid_until"] = json!(rfc3339(until)),
+            Err(error) => tracing::debug!(%timeline, "no lease: {}", error_story(&error)),
+        }
+    }
+    ok(answer)
+}
+
+#[derive(Deserialize)]
+struct LeaseLsn {
+    lsn: Lsn,
+}
+
+async fn lease_lsn(
+    State(api): Shared,
+    Ids((shard, timeline)): TimelinePath,
+    Body(request): Body<LeaseLsn>,
+) -> Answer {
+    let open = tenant_of(&api, shard)?.timeline(timeline)?;
+    let until = open.lease_lsn(request.lsn, api.lease_length, SystemTime::now()).await?;
+    ok(json!({ "valid_until": rfc3339(until) }))
 }
 
 async fn layer_map(State(api): Shared, Ids((shard, timeline)): TimelinePath) -> Answer {

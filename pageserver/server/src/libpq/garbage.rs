@@ -1,11 +1,12 @@
 //! Any bytes at all, sent to a session: what fuzzers call, over a small history made up from its own addresses.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use engine::as_of::ReadError;
-use model::{BLOCK_SIZE, Fork, Key, Lsn, RelTag, SlruKind, TenantId, TimelineId};
+use engine::timeline::lease::LeaseError;
+use model::{BLOCK_SIZE, Fork, Key, Lsn, RelTag, SlruKind, TenantId, TenantShardId, TimelineId};
 use prometheus::Registry;
 use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio_util::sync::CancellationToken;
@@ -111,6 +112,17 @@ impl History for MadeUp {
         Ok((kind == SlruKind::Clog && segment == 0).then(|| Bytes::from(vec![0x55; BLOCK_SIZE])))
     }
 
+    fn tenant_shard(&self) -> TenantShardId {
+        TenantShardId::unsharded(TENANT)
+    }
+
+    async fn lease(&self, lsn: Lsn, length: Duration) -> Result<Option<SystemTime>, LeaseError> {
+        if lsn > LAST {
+            return Err(LeaseError::Future { asked: lsn, last: LAST });
+        }
+        Ok((lsn >= FIRST).then(|| SystemTime::UNIX_EPOCH + length))
+    }
+
     async fn backup(
         &self,
         kind: BackupKind,
@@ -133,6 +145,7 @@ impl History for MadeUp {
 pub fn quick_settings() -> SessionSettings {
     SessionSettings {
         stream: StreamSettings { max_batch: 32, wait_lsn_timeout: Duration::from_millis(10) },
+        lease_length: Duration::from_mins(10),
         shown: Arc::new(vec![("id".into(), "1".into()), ("max_batch_size".into(), "32".into())]),
     }
 }

@@ -1,12 +1,12 @@
 //! One connection from its first packet to its end.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_compression::Level;
 use async_compression::tokio::write::GzipEncoder;
 use engine::error_story::error_story;
-use model::{Lsn, TenantId, TimelineId};
+use model::{Lsn, TenantId, TenantShardId, TimelineId};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 
 use super::command::Command;
@@ -28,6 +28,8 @@ const STARTUP_PATIENCE: Duration = Duration::from_mins(1);
 pub struct SessionSettings {
     /// The hot path's.
     pub stream: StreamSettings,
+    /// How long a lease of an LSN lasts.
+    pub lease_length: Duration,
     /// What `show` shows: names and values, in order of name.
     pub shown: Arc<Vec<(String, String)>>,
 }
@@ -301,18 +303,7 @@ where
             Command::FullBackup { tenant, timeline, lsn, prev_lsn: _ } => {
                 self.backup(BackupKind::Full, false, (tenant, timeline), lsn).await
             }
-            Command::LeaseLsn { tenant, timeline, lsn } => {
-                if let Err(error) = self.histories.history(tenant.tenant, timeline) {
-                    return Ok(Err(Refusal::from(error)));
-                }
-                // Nothing is collected yet, so nothing needs a lease; and one that is not durable must not be acknowledged.
-                tracing::debug!(%lsn, "lease refused");
-                let output = &mut self.connection.output;
-                wire::row_description(output, &["valid_until"]);
-                wire::data_row(output, &[None]);
-                wire::command_complete(output);
-                Ok(Ok(()))
-            }
+            Command::LeaseLsn { tenant, timeline, lsn } => Ok(self.lease((tenant, timeline), lsn).await),
             Command::Show { name } => {
                 let rows: Vec<_> =
                     self.settings.shown.iter().filter(|(known, _)| name == "all" || *known == name).collect();
@@ -332,6 +323,27 @@ where
                 Ok(Ok(()))
             }
         }
+    }
+
+    async fn lease(
+        &mut self,
+        (shard, timeline): (TenantShardId, TimelineId),
+        lsn: Lsn,
+    ) -> Result<(), Refusal> {
+        let history = self.histories.history(shard.tenant, timeline)?;
+        if history.tenant_shard() != shard {
+            return Err(Refusal("not found".into()));
+        }
+        let until = history.lease(lsn, self.settings.lease_length).await?;
+        let until = until.map(|until| {
+            until.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis().to_string()
+        });
+        tracing::debug!(%timeline, %lsn, ?until, "lease");
+        let output = &mut self.connection.output;
+        wire::row_description(output, &["valid_until"]);
+        wire::data_row(output, &[until.as_deref()]);
+        wire::command_complete(output);
+        Ok(())
     }
 
     async fn backup(

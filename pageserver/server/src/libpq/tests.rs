@@ -249,8 +249,10 @@ async fn a_driver_can_connect_and_ask() {
     client.batch_execute("set datestyle to 'ISO'").await.unwrap();
     assert_eq!(values(client.simple_query("show max_batch_size").await.unwrap()), [Some("32".into())]);
     assert_eq!(values(client.simple_query("SHOW ALL").await.unwrap()).len(), 2);
-    let lease = format!("lease lsn {TENANT} {TIMELINE} 0/1000");
-    assert_eq!(values(client.simple_query(&lease).await.unwrap()), [None], "refused");
+    for (lsn, until) in [("0/1000", Some("600000".to_owned())), ("0/FF8", None)] {
+        let lease = format!("lease lsn {TENANT} {TIMELINE} {lsn}");
+        assert_eq!(values(client.simple_query(&lease).await.unwrap()), [until], "{lsn}");
+    }
 
     let refusals = [
         ("select 1".to_owned(), "unsupported command"),
@@ -258,6 +260,8 @@ async fn a_driver_can_connect_and_ask() {
         (format!("fullbackup {TENANT} {TIMELINE} 0/10"), "invalid basebackup lsn"),
         (format!("fullbackup {TENANT} {TIMELINE} 0/FFFFFF"), "Timed out"),
         (format!("fullbackup {TENANT} {TENANT}"), "not found"),
+        (format!("lease lsn {TENANT} {TIMELINE} 0/3000"), "beyond"),
+        (format!("lease lsn {TENANT}-0001 {TIMELINE} 0/1000"), "not found"),
         (format!("fullbackup {TIMELINE} {TIMELINE}"), "another tenant"),
     ];
     for (command, text) in refusals {

@@ -1,0 +1,147 @@
+//! Leases: LSNs that stay readable until a time.
+//!
+//! A lease is granted like a branch: it is in the index in the bucket, and a listing of claims afterwards found no newer owner. Whoever owns
+//! the timeline next reads it there. A lease that is prolonged by little is answered from what is durable already, so that many clients that
+//! renew often do not rewrite the index each time.
+//!
+//! Nothing is collected yet. What collects must, for an LSN below which versions may go: note it in the index as `latest_gc_cutoff_lsn` in the
+//! same change ([`crate::index_keeper::IndexKeeper::change`]) that looks at the leases, so that neither overlooks the other; keep every leased LSN
+//! of the timeline readable, as if a branch began there; and read the leases of all its descendants too, since one that lies before a
+//! descendant's branch point is read from here. A lease counts until its time is over by the collector's clock.
+
+use std::time::{Duration, SystemTime};
+
+use codec::index_part::{Extension, Lease, UtcTime};
+use model::Lsn;
+
+use super::Timeline;
+use crate::claim::ValidateError;
+use crate::index_keeper::Changed;
+use crate::index_store::PutIndexError;
+
+/// Leases that a timeline may have at once. Each is about 70 bytes of an index that is written as a whole.
+pub const MAX_LEASES: usize = 10_000;
+
+/// Why an LSN was not leased.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum LeaseError {
+    #[error("LSN {asked} cannot be leased: it is below {oldest}, before which the timeline cannot be read")]
+    TooOld { asked: Lsn, oldest: Lsn },
+    #[error("LSN {asked} cannot be leased: it is beyond {last}, the end of the timeline")]
+    Future { asked: Lsn, last: Lsn },
+    #[error("the timeline has {MAX_LEASES} leases, which is the most; they end by themselves")]
+    TooMany,
+    #[error("the timeline does not follow a Postgres")]
+    NoPostgres,
+    #[error("cannot store the lease")]
+    Index(#[from] PutIndexError),
+    #[error(transparent)]
+    Validate(#[from] ValidateError),
+}
+
+impl Timeline {
+    /// Keeps `lsn` readable until `length` after `now`, or until when an earlier lease of it ends, if that is later. Answers until when. A lease
+    /// that lasts for nine tenths of that already is left as it is.
+    pub async fn lease_lsn(
+        &self,
+        lsn: Lsn,
+        length: Duration,
+        now: SystemTime,
+    ) -> Result<SystemTime, LeaseError> {
+        let last = self.last_record_lsn();
+        if lsn.align_up() > last {
+            return Err(LeaseError::Future { asked: lsn, last });
+        }
+        // One place has one name, so that two clients' leases of it are one.
+        let lsn = lsn.normalized(self.facts().wal_segment_size.bytes());
+        let readable_from = self.readable_from();
+        let mut granted = now;
+        self.index()
+            .change(|part| {
+                let oldest = readable_from.max(part.metadata().latest_gc_cutoff_lsn);
+                if lsn < oldest {
+                    return Err(LeaseError::TooOld { asked: lsn, oldest });
+                }
+                let ours = part.palimpsest.as_mut().ok_or(LeaseError::NoPostgres)?;
+                let (until, changed) = grant(ours, lsn, length, now)?;
+                granted = until;
+                Ok(changed)
+            })
+            .await?;
+        // Also what was durable before: whoever stored it may have died before its own listing.
+        self.index().claim().validate().await?;
+        Ok(granted)
+    }
+}
+
+fn grant(
+    ours: &mut Extension,
+    lsn: Lsn,
+    length: Duration,
+    now: SystemTime,
+) -> Result<(SystemTime, Changed), LeaseError> {
+    let until = UtcTime::from_system_time(now + length);
+    if let Some(known) = ours.leases.iter_mut().find(|lease| lease.lsn == lsn) {
+        let ends = known.valid_until.to_system_time();
+        if ends >= now + length.mul_f64(0.9) {
+            return Ok((ends, Changed::No));
+        }
+        known.valid_until = until.clone();
+    } else {
+        if ours.leases.len() >= MAX_LEASES {
+            return Err(LeaseError::TooMany);
+        }
+        ours.leases.push(Lease { lsn, valid_until: until.clone() });
+        ours.leases.sort_by_key(|lease| lease.lsn);
+    }
+    Ok((until.to_system_time(), Changed::Yes))
+}
+
+/// Forgets leases that are over.
+pub(crate) fn drop_expired(ours: &mut Extension, now: SystemTime) {
+    ours.leases.retain(|lease| lease.valid_until.to_system_time() > now);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LENGTH: Duration = Duration::from_mins(10);
+
+    fn at(minutes: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_hours(500_000) + Duration::from_mins(minutes)
+    }
+
+    fn nothing() -> Extension {
+        let segment = model::WalSegmentSize::DEFAULT;
+        crate::index_keeper::vanilla_extension(1, segment, false, model::Tli(1), Lsn(8))
+    }
+
+    #[test]
+    fn a_lease_is_prolonged_and_never_shortened_and_not_rewritten_for_little() {
+        let mut ours = nothing();
+        assert_eq!(grant(&mut ours, Lsn(8), LENGTH, at(0)).unwrap(), (at(10), Changed::Yes));
+        assert_eq!(grant(&mut ours, Lsn(8), LENGTH, at(1)).unwrap(), (at(10), Changed::No));
+        assert_eq!(grant(&mut ours, Lsn(8), LENGTH, at(2)).unwrap(), (at(12), Changed::Yes));
+        assert_eq!(grant(&mut ours, Lsn(8), Duration::from_mins(1), at(3)).unwrap(), (at(12), Changed::No));
+        assert_eq!(grant(&mut ours, Lsn(16), LENGTH, at(3)).unwrap(), (at(13), Changed::Yes));
+        assert_eq!(ours.leases.len(), 2);
+        drop_expired(&mut ours, at(12));
+        assert_eq!(ours.leases.iter().map(|lease| lease.lsn).collect::<Vec<_>>(), [Lsn(16)]);
+    }
+
+    #[test]
+    fn there_are_so_many_leases_and_no_more_until_some_are_over() {
+        let mut full = nothing();
+        for n in 1..=MAX_LEASES as u64 {
+            full.leases.push(Lease { lsn: Lsn(n * 8), valid_until: UtcTime::from_system_time(at(n % 2)) });
+        }
+        let more = Lsn(8 * (MAX_LEASES as u64 + 1));
+        assert!(matches!(grant(&mut full, more, LENGTH, at(0)), Err(LeaseError::TooMany)));
+        // One that is known may still be prolonged.
+        assert_eq!(grant(&mut full, Lsn(8), Duration::from_mins(90), at(0)).unwrap().1, Changed::Yes);
+        drop_expired(&mut full, at(0));
+        assert_eq!(grant(&mut full, more, LENGTH, at(0)).unwrap().1, Changed::Yes);
+    }
+}
