@@ -71,6 +71,32 @@ pub async fn delete_timeline_data(claim: &Claim, timeline: TimelineId) -> Result
     Ok(paths.len())
 }
 
+/// Whether a timeline was deleted, but not wholly.
+pub(crate) async fn has_remains(claim: &Claim, timeline: TimelineId) -> Result<bool, BucketError> {
+    let (bucket, tenant) = (&**claim.bucket(), claim.tenant());
+    Ok(is_buried(bucket, tenant, timeline).await?
+        && (has_any(bucket, &timeline_prefix(tenant, timeline)).await?
+            || has_any(bucket, &wal_prefix(tenant, timeline)).await?))
+}
+
+/// Whether the deletion of a tenant shard that is not owned here was begun; `None` when there is no such tenant.
+pub(crate) async fn deletion_begun(
+    bucket: &dyn Bucket,
+    tenant: TenantShardId,
+) -> Result<Option<bool>, BucketError> {
+    let claims = list_claims(bucket, tenant, None).await?;
+    if claims.contains(&Generation::DELETED) {
+        return Ok(Some(true));
+    }
+    // One that was claimed and never had a timeline is forgotten at the next start, too.
+    Ok(has_any(bucket, &tenant_prefix(tenant)).await?.then_some(false))
+}
+
+async fn has_any(bucket: &dyn Bucket, prefix: &str) -> Result<bool, BucketError> {
+    let page = bucket.list(ListRequest { prefix, limit: Some(1), ..ListRequest::default() }).await?;
+    Ok(!page.objects.is_empty())
+}
+
 /// Why a tenant was not deleted, or not wholly.
 #[derive(Debug, thiserror::Error)]
 pub enum DeleteTenantError {

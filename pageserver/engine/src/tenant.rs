@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use model::{Generation, Lsn, PgTimestamp, TenantId, TenantShardId, TimelineId};
 use serde::Serialize;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, MutexGuard, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
@@ -18,7 +18,7 @@ use crate::as_of::ReadError;
 use crate::budget::TailBudget;
 use crate::chunk_cache::ChunkCache;
 use crate::claim::{Claim, TakeClaimError, ValidateError};
-use crate::deletion;
+use crate::deletion::{self, DeleteTenantError};
 use crate::error_story::error_story;
 use crate::import_session::{ImportPlan, ImportSession};
 use crate::index_keeper::{IndexKeeper, IndexTrouble};
@@ -28,6 +28,9 @@ use crate::timeline::{
     OpenError, Timeline, TimelineInfo, TimelinePolicy, TimelineSurroundings, TimelineTasks, open,
 };
 use crate::wal_keeper::KeepWalError;
+
+/// How long the tasks of a deleted timeline may take to end: a layer or two may be on their way to the bucket.
+const END_PATIENCE: Duration = Duration::from_mins(1);
 
 /// All tenants that this process owns. Cheap to clone.
 #[derive(Clone)]
@@ -54,8 +57,19 @@ pub struct Tenant {
     claim: Claim,
     index_store: IndexStore,
     timelines: RwLock<BTreeMap<TimelineId, Slot>>,
+    /// Timelines whose tasks have not all ended.
+    running: RwLock<HashMap<TimelineId, Running>>,
     /// One creation or deletion of a timeline at a time.
     changing: Mutex<()>,
+    /// Nobody is interested any more in whether a newer owner comes: set when the tenant is being deleted.
+    deleting: CancellationToken,
+}
+
+/// Tasks of an open timeline.
+#[derive(Clone)]
+struct Running {
+    timeline: Timeline,
+    ended: CancellationToken,
 }
 
 /// What this process has of a timeline.
@@ -69,6 +83,8 @@ enum Slot {
     },
     /// It could not be opened, or its tasks ended.
     Broken(Arc<str>),
+    /// It is deleted, and some of it is still in the bucket.
+    Deleting,
 }
 
 /// Why a timeline cannot be had.
@@ -133,6 +149,14 @@ pub enum ChangeError {
     Bucket(#[from] BucketError),
     #[error("cannot read the timeline")]
     Read(#[from] ReadError),
+    #[error(transparent)]
+    DeleteTenant(#[from] DeleteTenantError),
+    #[error("tasks of timeline {0} did not end in time; its deletion goes on when it is asked for again")]
+    StillRunning(TimelineId),
+    #[error("tenant {0} is being deleted")]
+    Deleting(TenantShardId),
+    #[error("tenant {0} is not here, but in the bucket: another server may own it")]
+    Elsewhere(TenantShardId),
 }
 
 /// A timeline with a source.
@@ -166,6 +190,8 @@ pub struct TenantInfo {
     pub generation: Generation,
     /// How many timelines are known.
     pub timelines: usize,
+    /// Whether it is being deleted.
+    pub deleting: bool,
 }
 
 /// A timeline for lists: open, or why not.
@@ -186,6 +212,11 @@ pub enum TimelineState {
         /// Why.
         reason: Arc<str>,
     },
+    /// It is deleted; its objects are going.
+    Deleting {
+        /// Which.
+        timeline: TimelineId,
+    },
 }
 
 impl TimelineState {
@@ -193,7 +224,9 @@ impl TimelineState {
     pub fn id(&self) -> TimelineId {
         match self {
             TimelineState::Active(info) => info.facts.timeline,
-            TimelineState::Importing { timeline } | TimelineState::Broken { timeline, .. } => *timeline,
+            TimelineState::Importing { timeline }
+            | TimelineState::Broken { timeline, .. }
+            | TimelineState::Deleting { timeline } => *timeline,
         }
     }
 }
@@ -266,14 +299,16 @@ impl Tenants {
             .await
             .map_err(|source| AttachError::Claim { tenant: shard, source })?;
         info!(tenant = %shard, generation = %claim.generation(), "claimed");
-        self.watch_claim(&claim);
         let tenant = Arc::new(Tenant {
             shard,
             index_store: IndexStore::new(&claim),
             claim,
             timelines: RwLock::default(),
+            running: RwLock::default(),
             changing: Mutex::default(),
+            deleting: CancellationToken::new(),
         });
+        self.watch_claim(&tenant);
         self.open_timelines(&tenant)
             .await
             .map_err(|source| AttachError::Timelines { tenant: shard, source })?;
@@ -281,13 +316,16 @@ impl Tenants {
         Ok(tenant)
     }
 
-    fn watch_claim(&self, claim: &Claim) {
+    fn watch_claim(&self, tenant: &Tenant) {
+        let (claim, deleting) = (&tenant.claim, tenant.deleting.clone());
         let (token, superseded, stop) =
             (claim.superseded().clone(), self.inner.superseded.clone(), self.inner.stop.clone());
         let (tenant, generation) = (claim.tenant(), claim.generation());
         self.inner.tasks.spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
+                // The claim that deletes a tenant is above ours.
+                () = deleting.cancelled() => {}
                 () = token.cancelled() => {
                     let story = format!("generation {generation} of tenant {tenant} was superseded by a newer owner");
                     superseded.send_replace(Some(story));
@@ -350,7 +388,7 @@ impl Tenants {
         match opened.await {
             Ok((opened, tasks)) => {
                 info!(%timeline, last = %opened.last_record_lsn(), "timeline is open");
-                self.watch_tasks(tenant, timeline, tasks);
+                self.watch_tasks(tenant, &opened, tasks);
                 tenant.set(timeline, Slot::Open(opened));
             }
             Err(reason) => {
@@ -371,9 +409,13 @@ impl Tenants {
     }
 
     /// Sees to it that the end of a timeline's tasks is noticed.
-    fn watch_tasks(&self, tenant: &Arc<Tenant>, timeline: TimelineId, mut tasks: TimelineTasks) {
-        let tenant = Arc::clone(tenant);
+    fn watch_tasks(&self, tenant: &Arc<Tenant>, open: &Timeline, mut tasks: TimelineTasks) {
+        let (tenant, timeline) = (Arc::clone(tenant), open.id());
+        let ended = CancellationToken::new();
+        let running = Running { timeline: open.clone(), ended: ended.clone() };
+        tenant.running.write().expect("no holder panics").insert(timeline, running);
         self.inner.tasks.spawn(async move {
+            let _at_end = ended.drop_guard();
             while let Some(ended) = tasks.join_next().await {
                 let trouble = match ended {
                     Ok((_, Ok(()))) => None,
@@ -388,6 +430,7 @@ impl Tenants {
                     tenant.set(timeline, Slot::Broken(trouble.into()));
                 }
             }
+            tenant.running.write().expect("no holder panics").remove(&timeline);
         });
     }
 
@@ -419,6 +462,9 @@ impl Tenants {
     pub async fn create_tenant(&self, tenant: TenantId) -> Result<Arc<Tenant>, ChangeError> {
         let _one = self.inner.changing.lock().await;
         if let Ok(here) = self.tenant(tenant) {
+            if here.deleting.is_cancelled() {
+                return Err(ChangeError::Deleting(here.shard));
+            }
             here.claim.validate().await?;
             return Ok(here);
         }
@@ -439,7 +485,7 @@ impl Tenants {
         point: BranchPoint,
     ) -> Result<Timeline, ChangeError> {
         let tenant = self.tenant(tenant)?;
-        let _one = tenant.changing.lock().await;
+        let _one = tenant.change().await?;
         let parent = tenant.timeline(ancestor)?;
         let lsn = branch_lsn(&parent, point).await?;
         if let Ok(here) = tenant.timeline(new) {
@@ -458,7 +504,7 @@ impl Tenants {
         let index = Arc::new(IndexKeeper::new_branch(tenant.claim.clone(), new, &parent, lsn).await?);
         tenant.claim.validate().await?;
         let (opened, tasks) = open(&self.surroundings(&tenant), index, Some(&parent)).await?;
-        self.watch_tasks(&tenant, new, tasks);
+        self.watch_tasks(&tenant, &opened, tasks);
         tenant.set(new, Slot::Open(opened.clone()));
         info!(timeline = %new, %ancestor, %lsn, "branched");
         Ok(opened)
@@ -472,7 +518,7 @@ impl Tenants {
         plan: ImportPlan,
     ) -> Result<ImportSession, ChangeError> {
         let tenant = self.tenant(tenant)?;
-        let _one = tenant.changing.lock().await;
+        let _one = tenant.change().await?;
         let found = if let Some(Slot::Importing { index, running: false }) = tenant.slot(new) {
             index
         } else {
@@ -494,7 +540,7 @@ impl Tenants {
         index: Arc<IndexKeeper>,
     ) -> Result<Timeline, ChangeError> {
         let (opened, tasks) = open(&self.surroundings(tenant), index, None).await?;
-        self.watch_tasks(tenant, timeline, tasks);
+        self.watch_tasks(tenant, &opened, tasks);
         tenant.set(timeline, Slot::Open(opened.clone()));
         Ok(opened)
     }
@@ -509,26 +555,81 @@ impl Tenants {
         }
     }
 
-    /// Deletes a timeline for good; refused while it has branches.
-    pub async fn delete_timeline(&self, tenant: TenantId, timeline: TimelineId) -> Result<(), ChangeError> {
+    /// Deletes a timeline for good; refused while it has branches. Once its tombstone is durable, `leave` is awaited, which must end whatever feeds
+    /// the timeline; then its own tasks end; and only then its objects go, so that nothing puts another one. What was interrupted goes on when it
+    /// is asked for again, also by a later owner.
+    pub async fn delete_timeline<T>(
+        &self,
+        tenant: TenantId,
+        timeline: TimelineId,
+        leave: impl Future<Output = T>,
+    ) -> Result<T, ChangeError> {
         let tenant = self.tenant(tenant)?;
-        let _one = tenant.changing.lock().await;
-        let Some(slot) = tenant.slot(timeline) else { return Err(NotFound::Timeline(timeline).into()) };
-        let children = tenant.index_store.children(timeline).await?;
-        if !children.is_empty() {
-            return Err(ChangeError::HasChildren(
-                timeline,
-                children.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
-            ));
+        let _one = tenant.change().await?;
+        if tenant.slot(timeline).is_some() {
+            let children = tenant.index_store.children(timeline).await?;
+            if !children.is_empty() {
+                return Err(ChangeError::HasChildren(
+                    timeline,
+                    children.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+                ));
+            }
+            deletion::bury(&tenant.claim, timeline).await?;
+        } else if !deletion::has_remains(&tenant.claim, timeline).await? {
+            return Err(NotFound::Timeline(timeline).into());
         }
-        deletion::bury(&tenant.claim, timeline).await?;
-        if let Slot::Open(open) = slot {
-            open.stop();
-        }
+        tenant.set(timeline, Slot::Deleting);
+        let left = leave.await;
+        tenant.abandon(timeline).await?;
+        let objects = deletion::delete_timeline_data(&tenant.claim, timeline).await?;
         tenant.timelines.write().expect("no holder panics").remove(&timeline);
-        deletion::delete_timeline_data(&tenant.claim, timeline).await?;
-        info!(%timeline, "deleted");
-        Ok(())
+        info!(%timeline, objects, "deleted");
+        Ok(left)
+    }
+
+    /// Deletes a tenant for good, with all its timelines. `leave` must end whatever feeds them; then their tasks end; then the claim that deletes
+    /// the tenant is put, and its objects go. What was interrupted goes on when it is asked for again, also in a process that does not own the
+    /// tenant: nobody can any more.
+    pub async fn delete_tenant<T, F: Future<Output = T>>(
+        &self,
+        shard: TenantShardId,
+        leave: impl FnOnce(Vec<TimelineId>) -> F,
+    ) -> Result<T, ChangeError> {
+        let _one = self.inner.changing.lock().await;
+        let here = self.tenant(shard.tenant).ok().filter(|here| here.shard == shard);
+        let Some(tenant) = here else {
+            let absent = NotFound::Tenant(shard.tenant);
+            return match deletion::deletion_begun(&**self.bucket(), shard).await? {
+                None => Err(absent.into()),
+                Some(false) => Err(ChangeError::Elsewhere(shard)),
+                Some(true) => {
+                    let left = leave(Vec::new()).await;
+                    match deletion::delete_tenant_data(&**self.bucket(), shard).await? {
+                        0 => Err(absent.into()),
+                        objects => {
+                            info!(tenant = %shard, objects, "the tenant's deletion was finished");
+                            Ok(left)
+                        }
+                    }
+                }
+            };
+        };
+        let _no_other = tenant.changing.lock().await;
+        if !tenant.deleting.is_cancelled() {
+            // An owner that was superseded long ago must not delete what is the newer one's.
+            tenant.claim.validate().await?;
+            tenant.deleting.cancel();
+        }
+        let timelines = tenant.delete_slots();
+        let left = leave(timelines).await;
+        // An import may have become a timeline just before it was told to end.
+        for timeline in tenant.delete_slots() {
+            tenant.abandon(timeline).await?;
+        }
+        let objects = deletion::delete_tenant_data(&**self.bucket(), shard).await?;
+        self.inner.tenants.write().expect("no holder panics").remove(&shard.tenant);
+        info!(tenant = %shard, objects, "tenant was deleted");
+        Ok(left)
     }
 
     /// Ends all timelines in order, storing what they hold, and waits for it at most so long.
@@ -591,11 +692,38 @@ impl Tenant {
         self.timelines.write().expect("no holder panics").insert(timeline, slot);
     }
 
+    /// For a change of its timelines: one at a time, and none when it is deleted.
+    async fn change(&self) -> Result<MutexGuard<'_, ()>, ChangeError> {
+        let one = self.changing.lock().await;
+        if self.deleting.is_cancelled() { Err(ChangeError::Deleting(self.shard)) } else { Ok(one) }
+    }
+
+    /// Nothing can be read any more. Answers all timelines that there were.
+    fn delete_slots(&self) -> Vec<TimelineId> {
+        let mut timelines = self.timelines.write().expect("no holder panics");
+        timelines.values_mut().for_each(|slot| *slot = Slot::Deleting);
+        timelines.keys().copied().collect()
+    }
+
+    /// Ends the tasks of a timeline that is deleted, and waits for that.
+    async fn abandon(&self, timeline: TimelineId) -> Result<(), ChangeError> {
+        let running = self.running.read().expect("no holder panics").get(&timeline).cloned();
+        if let Some(Running { timeline: open, ended }) = running {
+            open.abandon();
+            tokio::time::timeout(END_PATIENCE, ended.cancelled())
+                .await
+                .map_err(|_| ChangeError::StillRunning(timeline))?;
+        }
+        // Whatever became of it meanwhile.
+        self.set(timeline, Slot::Deleting);
+        Ok(())
+    }
+
     fn is_stopped(&self, timeline: TimelineId) -> bool {
         match self.slot(timeline) {
             Some(Slot::Open(open)) => open.is_stopped(),
+            Some(Slot::Deleting) | None => true,
             Some(_) => false,
-            None => true,
         }
     }
 
@@ -605,7 +733,7 @@ impl Tenant {
             Some(Slot::Open(open)) => Ok(open),
             Some(Slot::Importing { .. }) => Err(NotFound::Importing(timeline)),
             Some(Slot::Broken(reason)) => Err(NotFound::Broken { timeline, reason }),
-            None => Err(NotFound::Timeline(timeline)),
+            Some(Slot::Deleting) | None => Err(NotFound::Timeline(timeline)),
         }
     }
 
@@ -655,6 +783,7 @@ impl Tenant {
                 Slot::Broken(reason) => {
                     TimelineState::Broken { timeline: *timeline, reason: Arc::clone(reason) }
                 }
+                Slot::Deleting => TimelineState::Deleting { timeline: *timeline },
             })
             .collect()
     }
@@ -664,6 +793,7 @@ impl Tenant {
             id: self.shard,
             generation: self.claim.generation(),
             timelines: self.timelines.read().expect("no holder panics").len(),
+            deleting: self.deleting.is_cancelled(),
         }
     }
 }

@@ -15,13 +15,13 @@ use engine::bucket::MemoryBucket;
 use engine::bucket::faulty::{Fault, FaultyBucket, Operation, held};
 use engine::budget::TailBudget;
 use engine::chunk_cache::{CacheLimits, ChunkCache};
-use engine::claim::{Claim, ValidateError};
+use engine::claim::{Claim, TakeClaimError, ValidateError};
 use engine::deletion;
 use engine::index_keeper::{IndexKeeper, add_layer, vanilla_extension};
 use engine::index_store::IndexStore;
 use engine::layer_write::{LayerStore, WriteLayerError};
 use engine::object_path::{ObjectPath, timeline_prefix, wal_prefix};
-use engine::ports::{Bucket, BucketError, ListRequest};
+use engine::ports::{Body, Bucket, BucketError, ListRequest, PutIf};
 use engine::tenant::{BranchPoint, ChangeError, Tenants};
 use engine::timeline::lease::LeaseError;
 use engine::timeline::{Timeline, TimelinePolicy};
@@ -343,7 +343,7 @@ async fn a_deleted_timeline_stays_deleted_for_the_next_owner_and_its_name_is_ref
     let a = Server::start(&bucket).await;
     let b = Server::start(&bucket).await;
     let child = b.branch_at(BASE).await.unwrap();
-    b.tenants.delete_timeline(tenant().tenant, child.id()).await.unwrap();
+    b.tenants.delete_timeline(tenant().tenant, child.id(), async {}).await.unwrap();
     assert!(deletion::is_buried(&*bucket, tenant(), child.id()).await.unwrap());
     // A knows nothing of B and creates the same branch: it is not acknowledged, and comes back to nobody.
     assert!(a.branch_at(BASE).await.is_err());
@@ -376,7 +376,7 @@ async fn a_timeline_with_a_branch_is_not_deleted_even_if_the_branch_could_not_be
         .unwrap();
     let b = Server::start(&bucket).await;
     assert!(b.tenants.timeline(tenant().tenant, child_timeline()).is_err());
-    let deleted = b.tenants.delete_timeline(tenant().tenant, main_timeline()).await;
+    let deleted = b.tenants.delete_timeline(tenant().tenant, main_timeline(), async {}).await;
     assert!(matches!(deleted, Err(ChangeError::HasChildren(..))), "{deleted:?}");
     assert!(!deletion::is_buried(&*bucket, tenant(), main_timeline()).await.unwrap());
 }
@@ -624,6 +624,11 @@ fn now() -> SystemTime {
     UtcTime::from_system_time(SystemTime::now()).to_system_time()
 }
 
+fn index_path(generation: Generation) -> String {
+    ObjectPath::Index { tenant: tenant(), timeline: main_timeline(), generation: Some(generation) }
+        .to_string()
+}
+
 #[tokio::test]
 async fn a_lease_is_granted_once_it_is_durable_and_claims_were_listed_after_that() {
     let (faulty, bucket) = bad_network();
@@ -703,4 +708,112 @@ async fn what_cannot_be_read_is_not_leased_and_what_is_over_leaves_the_index_wit
     assert_eq!(index.part().await.palimpsest.unwrap().leases.len(), 1, "what was not put is not believed");
     index.update(|_| {}).await.unwrap();
     assert_eq!(index.part().await.palimpsest.unwrap().leases, []);
+}
+
+// Deletion, with whole owners
+
+#[tokio::test]
+async fn objects_of_a_deleted_timeline_go_only_after_what_feeds_it_and_its_own_tasks_ended() {
+    let (faulty, bucket) = bad_network();
+    let disk = tempfile::tempdir().unwrap();
+    import(&bucket, &disk).await;
+    let a = Server::start(&bucket).await;
+    a.receive(5).await;
+    let (put_gate, mut put) = held();
+    faulty.once(Operation::Put, "/timelines/", Fault::Hold(put_gate));
+    let main = a.main();
+    let flushing = tokio::spawn(async move { main.checkpoint().await });
+    put.arrived().await;
+    let (left, mut leaving) = tokio::sync::oneshot::channel::<()>();
+    let deleting = {
+        let tenants = a.tenants.clone();
+        let leave = async { left.send(()).unwrap() };
+        tokio::spawn(async move { tenants.delete_timeline(tenant().tenant, main_timeline(), leave).await })
+    };
+    (&mut leaving).await.unwrap();
+    assert!(deletion::is_buried(&*bucket, tenant(), main_timeline()).await.unwrap());
+    assert!(a.tenants.timeline(tenant().tenant, main_timeline()).is_err(), "nothing can be read any more");
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!deleting.is_finished() && faulty.count(Operation::Delete, "") == 0, "a layer is on its way");
+    put.release();
+    deleting.await.unwrap().unwrap();
+    let _ = flushing.await.unwrap();
+    assert!(paths(&bucket, &timeline_prefix(tenant(), main_timeline())).await.is_empty());
+    assert!(paths(&bucket, &wal_prefix(tenant(), main_timeline())).await.is_empty());
+    let again = a.tenants.delete_timeline(tenant().tenant, main_timeline(), async {}).await;
+    assert!(matches!(again, Err(ChangeError::NotFound(_))), "{again:?}");
+}
+
+#[tokio::test]
+async fn the_deletion_of_a_timeline_that_broke_off_goes_on_here_or_with_the_next_owner() {
+    for with_the_next in [false, true] {
+        let (faulty, bucket) = bad_network();
+        let disk = tempfile::tempdir().unwrap();
+        import(&bucket, &disk).await;
+        let mut owner = Server::start(&bucket).await;
+        faulty.once(Operation::Delete, "", Fault::Fail);
+        owner.tenants.delete_timeline(tenant().tenant, main_timeline(), async {}).await.unwrap_err();
+        assert!(!paths(&bucket, &timeline_prefix(tenant(), main_timeline())).await.is_empty());
+        if with_the_next {
+            owner = Server::start(&bucket).await;
+        }
+        owner.tenants.delete_timeline(tenant().tenant, main_timeline(), async {}).await.unwrap();
+        assert!(paths(&bucket, &timeline_prefix(tenant(), main_timeline())).await.is_empty());
+        let again = owner.tenants.delete_timeline(tenant().tenant, main_timeline(), async {}).await;
+        assert!(matches!(again, Err(ChangeError::NotFound(_))), "{again:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_deletion_of_a_tenant_that_broke_off_is_finished_by_a_repeat_here_or_after_a_restart() {
+    for after_a_restart in [false, true] {
+        let (faulty, bucket) = bad_network();
+        let disk = tempfile::tempdir().unwrap();
+        import(&bucket, &disk).await;
+        let mut owner = Server::start(&bucket).await;
+        owner.receive(5).await;
+        let child = owner.branch_at(BASE).await.unwrap().id();
+        let superseded = owner.tenants.superseded();
+        faulty.once(Operation::Delete, "", Fault::Fail);
+        let told = async |timelines: Vec<TimelineId>| assert_eq!(timelines, [child, main_timeline()]);
+        owner.tenants.delete_tenant(tenant(), told).await.unwrap_err();
+        assert!(owner.tenants.timeline(tenant().tenant, main_timeline()).is_err());
+        assert!(owner.branch_at(BASE).await.is_err());
+        assert!(owner.tenants.create_tenant(tenant().tenant).await.is_err());
+        assert!(!paths(&bucket, "tenants/").await.is_empty());
+        assert!(superseded.borrow().is_none(), "the own deletion is no newer owner");
+        if after_a_restart {
+            owner = Server::start(&bucket).await;
+            assert!(owner.tenants.list().is_empty());
+        }
+        owner.tenants.delete_tenant(tenant(), async |_| ()).await.unwrap();
+        assert!(paths(&bucket, "tenants/").await.is_empty());
+        assert!(paths(&bucket, "palimpsest/wal/").await.is_empty());
+        let again = owner.tenants.delete_tenant(tenant(), async |_| ()).await;
+        assert!(matches!(again, Err(ChangeError::NotFound(_))), "{again:?}");
+        assert!(matches!(
+            owner.tenants.create_tenant(tenant().tenant).await,
+            Err(ChangeError::Claim(TakeClaimError::Deleted(_)))
+        ));
+    }
+}
+
+#[tokio::test]
+async fn a_tenant_of_another_owner_is_not_deleted() {
+    let (_, bucket) = bad_network();
+    let disk = tempfile::tempdir().unwrap();
+    import(&bucket, &disk).await;
+    let a = Server::start(&bucket).await;
+    let b = Server::start(&bucket).await;
+    let stale = a.tenants.delete_tenant(tenant(), async |_| ()).await;
+    assert!(matches!(stale, Err(ChangeError::Validate(ValidateError::Superseded { .. }))), "{stale:?}");
+    let other: TenantShardId = "ffffffffffffffffffffffffffffffff".parse().unwrap();
+    let absent = b.tenants.delete_tenant(other, async |_| ()).await;
+    assert!(matches!(absent, Err(ChangeError::NotFound(_))), "{absent:?}");
+    let index = format!("tenants/{other}/timelines/{}/index_part.json-00000001", main_timeline());
+    bucket.put(&index, Body::Bytes(Bytes::from_static(b"{}")), PutIf::Absent).await.unwrap();
+    let elsewhere = b.tenants.delete_tenant(other, async |_| ()).await;
+    assert!(matches!(elsewhere, Err(ChangeError::Elsewhere(_))), "{elsewhere:?}");
+    bucket.head(&index_path(Generation(1))).await.unwrap();
+    b.receive(1).await;
 }

@@ -28,6 +28,26 @@ pub struct Supervisor {
     stop: CancellationToken,
 }
 
+/// A task that was started.
+#[derive(Clone, Debug)]
+pub struct TaskHandle {
+    stop: CancellationToken,
+    ended: CancellationToken,
+}
+
+impl TaskHandle {
+    /// Tells it to come to its end.
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// The same, and waits for the end.
+    pub async fn end(&self) {
+        self.stop.cancel();
+        self.ended.cancelled().await;
+    }
+}
+
 /// What is known of a task.
 #[derive(Clone, Debug, Serialize)]
 pub struct TaskReport {
@@ -80,9 +100,7 @@ impl Supervisor {
 
     /// Starts a task. `make` gives its future, once for every start; the token it gets tells it to come to its end. A task of the same name
     /// that runs is told to end by its own token's owner, not by this call; its report is replaced.
-    ///
-    /// Answers the token that ends just this task.
-    pub fn start<M, F, E>(&self, name: impl Into<String>, on_failure: OnFailure, make: M) -> CancellationToken
+    pub fn start<M, F, E>(&self, name: impl Into<String>, on_failure: OnFailure, make: M) -> TaskHandle
     where
         M: FnMut(CancellationToken) -> F + Send + 'static,
         F: Future<Output = Result<(), E>> + Send + 'static,
@@ -97,7 +115,7 @@ impl Supervisor {
         name: impl Into<String>,
         is_final: impl Fn(&E) -> bool + Send + 'static,
         mut make: M,
-    ) -> CancellationToken
+    ) -> TaskHandle
     where
         M: FnMut(CancellationToken) -> F + Send + 'static,
         F: Future<Output = Result<(), E>> + Send + 'static,
@@ -110,9 +128,12 @@ impl Supervisor {
         });
         let this = self.clone();
         let token = stop.clone();
+        let ended = CancellationToken::new();
+        let at_end = ended.clone().drop_guard();
         let span = tracing::info_span!("task", task = %name);
         self.tracker.spawn(
             async move {
+                let _at_end = at_end;
                 let mut pause = FIRST_PAUSE;
                 loop {
                     let started = Instant::now();
@@ -152,7 +173,7 @@ impl Supervisor {
             }
             .instrument(span),
         );
-        stop
+        TaskHandle { stop, ended }
     }
 
     /// Every task there is or was, by name.

@@ -11,6 +11,7 @@ mod replay;
 pub mod restore;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -132,6 +133,8 @@ struct Shared {
     index: Arc<IndexKeeper>,
     budget: Arc<TailBudget>,
     stop: CancellationToken,
+    /// What is only in memory is not wanted any more.
+    abandoned: AtomicBool,
 }
 
 /// Bytes for the owner, already with the keeper.
@@ -254,6 +257,12 @@ impl Timeline {
     /// Tells the owner to finish; [`open`]'s tasks end soon after.
     pub fn stop(&self) {
         self.shared.stop.cancel();
+    }
+
+    /// The same for a timeline that is deleted: what is not in layers yet does not become any.
+    pub(crate) fn abandon(&self) {
+        self.shared.abandoned.store(true, Ordering::Relaxed);
+        self.stop();
     }
 
     /// Whether it is closing or closed.

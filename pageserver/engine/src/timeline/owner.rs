@@ -1,6 +1,7 @@
 //! The one task that changes a timeline: decodes WAL, ingests it, publishes snapshots, freezes the tail.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use codec::wal::record::Record;
@@ -302,7 +303,9 @@ impl Owner {
 
     /// Writes out what is left; the keeper stores raw WAL on its own.
     async fn close(mut self) -> Result<(), OwnerError> {
-        self.freeze();
+        if !self.shared.abandoned.load(Ordering::Relaxed) {
+            self.freeze();
+        }
         drop(self.to_flush);
         while let Some(flushed) = self.flushed.recv().await {
             let flushed = flushed?;

@@ -1,6 +1,7 @@
 //! Bringing a timeline back: from its index and the WAL objects above it, with nothing on the local disk.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use arc_swap::ArcSwap;
 use codec::wal::stream::WalDecoder;
@@ -160,6 +161,7 @@ pub async fn open(
         index: Arc::clone(&index),
         budget: Arc::clone(&place.budget),
         stop: CancellationToken::new(),
+        abandoned: AtomicBool::new(false),
     });
     let flusher =
         Flusher { layers: Arc::new(layer_store), index, keeper: keeper.clone(), frozen, done: flush_done };

@@ -4,7 +4,8 @@ use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use engine::as_of::ReadError;
-use engine::claim::ValidateError;
+use engine::claim::{TakeClaimError, ValidateError};
+use engine::deletion::DeleteTenantError;
 use engine::tenant::{ChangeError, NotFound};
 use engine::timeline::lease::LeaseError;
 use serde_json::json;
@@ -78,9 +79,14 @@ impl From<ChangeError> for Refused {
         match error {
             ChangeError::NotFound(error) => error.into(),
             ChangeError::Refused(reason) => Self::new(StatusCode::NOT_ACCEPTABLE, reason),
-            ChangeError::TenantExists(_) | ChangeError::Conflict(_) | ChangeError::Buried(_) => {
-                Self::conflict(error)
-            }
+            ChangeError::TenantExists(_)
+            | ChangeError::Conflict(_)
+            | ChangeError::Buried(_)
+            | ChangeError::Deleting(_)
+            | ChangeError::Elsewhere(_)
+            | ChangeError::DeleteTenant(DeleteTenantError::ForeignClaim { .. }) => Self::conflict(error),
+            ChangeError::Claim(source @ TakeClaimError::Deleted(_)) => Self::conflict(source),
+            ChangeError::StillRunning(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
             ChangeError::HasChildren(..) => Self::precondition(error),
             ChangeError::Validate(ValidateError::Superseded { .. }) => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())

@@ -71,7 +71,7 @@ impl EngineMetrics {
         budget: &TailBudget,
     ) {
         self.timelines.iter().for_each(IntGaugeVec::reset);
-        let mut states = [("Active", 0), ("Loading", 0), ("Broken", 0)];
+        let mut states = [("Active", 0), ("Loading", 0), ("Broken", 0), ("Stopping", 0)];
         for tenant in tenants.list() {
             let Ok(tenant) = tenants.tenant(tenant.id.tenant) else { continue };
             let shard = tenant.shard();
@@ -100,6 +100,7 @@ impl EngineMetrics {
                     }
                     TimelineState::Importing { .. } => states[1].1 += 1,
                     TimelineState::Broken { .. } => states[2].1 += 1,
+                    TimelineState::Deleting { .. } => states[3].1 += 1,
                 }
             }
         }

@@ -14,7 +14,7 @@ use axum::{Router, serve::Listener};
 use engine::budget::TailBudget;
 use engine::chunk_cache::ChunkCache;
 use engine::error_story::error_story;
-use engine::tenant::{BranchPoint, Tenant, Tenants};
+use engine::tenant::{BranchPoint, ChangeError, Tenant, Tenants};
 use model::{Lsn, PgTimestamp, TenantShardId, TimelineId};
 use prometheus::Registry;
 use serde::Deserialize;
@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::answer::Refused;
 use super::metrics::EngineMetrics;
-use super::timelines::{id_of, layer_map_json, parse_rfc3339, rfc3339, tenant_json, timeline_json};
+use super::timelines::{layer_map_json, parse_rfc3339, rfc3339, tenant_json, timeline_json};
 use crate::metrics::{self, ProcessMetrics};
 use crate::source::followers::Followers;
 use crate::supervisor::Supervisor;
@@ -103,7 +103,7 @@ fn routes(api: Arc<Api>) -> Router {
         .route("/v1/tasks", get(tasks))
         .route("/metrics", get(scrape))
         .route("/v1/tenant", get(list_tenants).post(create_tenant))
-        .route("/v1/tenant/{tenant}", get(tenant_detail))
+        .route("/v1/tenant/{tenant}", get(tenant_detail).delete(delete_tenant))
         .route("/v1/tenant/{tenant}/timeline", get(list_timelines).post(create_timeline))
         .route(timeline, get(timeline_detail).delete(delete_timeline))
         .route(&format!("{timeline}/primary"), put(follow_primary))
@@ -224,7 +224,7 @@ async fn tenant_detail(State(api): Shared, Ids(shard): Ids<TenantShardId>) -> An
     let info = api.tenants.list().into_iter().find(|info| info.id == shard);
     let mut detail = info.as_ref().map_or(Value::Null, tenant_json);
     detail["walredo"] = Value::Null;
-    detail["timelines"] = tenant.list().iter().map(|state| json!(id_of(state))).collect();
+    detail["timelines"] = tenant.list().iter().map(|state| json!(state.id())).collect();
     ok(detail)
 }
 
@@ -296,7 +296,7 @@ async fn create_timeline(
 
 fn one_timeline(api: &Api, shard: TenantShardId, timeline: TimelineId) -> Result<Value, Refused> {
     let tenant = tenant_of(api, shard)?;
-    let state = tenant.list().into_iter().find(|state| id_of(state) == timeline).ok_or_else(|| {
+    let state = tenant.list().into_iter().find(|state| state.id() == timeline).ok_or_else(|| {
         Refused::new(StatusCode::NOT_FOUND, format!("NotFound: Timeline {shard}/{timeline} was not found"))
     })?;
     Ok(timeline_json(&tenant, &state, &api.followers))
@@ -309,13 +309,37 @@ async fn timeline_detail(State(api): Shared, Ids((shard, timeline)): TimelinePat
 }
 
 async fn delete_timeline(State(api): Shared, Ids((shard, timeline)): TimelinePath) -> Answer {
-    one_timeline(&api, shard, timeline)?;
-    api.tenants.delete_timeline(shard.tenant, timeline).await?;
-    let remains = api.followers.leave(timeline).await;
-    Ok(json_answer(
-        StatusCode::ACCEPTED,
-        remains.map_or(Value::Null, |remains| json!({ "warning": remains })),
-    ))
+    tenant_of(&api, shard)?;
+    let remains = to_its_end(async move {
+        let leave = api.followers.leave(timeline);
+        api.tenants.delete_timeline(shard.tenant, timeline, leave).await
+    })
+    .await?;
+    let warning = remains.map_or(Value::Null, |remains| json!({ "warning": remains }));
+    Ok(json_answer(StatusCode::ACCEPTED, warning))
+}
+
+async fn delete_tenant(State(api): Shared, Ids(shard): Ids<TenantShardId>) -> Answer {
+    let remains = to_its_end(async move {
+        let leave = |timelines: Vec<TimelineId>| async {
+            let left = timelines.into_iter().map(|timeline| api.followers.leave(timeline));
+            futures::future::join_all(left).await
+        };
+        api.tenants.delete_tenant(shard, leave).await
+    })
+    .await?;
+    let warnings: Vec<String> = remains.into_iter().flatten().collect();
+    ok(if warnings.is_empty() { Value::Null } else { json!({ "warning": warnings.join("; ") }) })
+}
+
+/// What was begun goes on when the client does not wait for it.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, ChangeError>> + Send + 'static,
+) -> Result<T, Refused> {
+    match tokio::spawn(work).await {
+        Ok(done) => Ok(done?),
+        Err(_panic) => Err(Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "the log has the reason")),
+    }
 }
 
 async fn follow_primary(

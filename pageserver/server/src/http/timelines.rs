@@ -14,7 +14,7 @@ use crate::source::followers::Followers;
 pub fn tenant_json(info: &TenantInfo) -> Value {
     json!({
         "id": info.id,
-        "state": {"slug": "Active"},
+        "state": {"slug": if info.deleting { "Stopping" } else { "Active" }},
         "current_physical_size": null,
         "attachment_status": {"slug": "attached"},
         "generation": info.generation.0,
@@ -35,17 +35,10 @@ pub fn timeline_json(tenant: &Tenant, state: &TimelineState, followers: &Followe
     match state {
         TimelineState::Active(info) => active_json(tenant.shard(), info, followers),
         TimelineState::Importing { timeline, .. } => absent(*timeline, json!("Loading")),
+        TimelineState::Deleting { timeline } => absent(*timeline, json!("Stopping")),
         TimelineState::Broken { timeline, reason, .. } => {
             absent(*timeline, json!({"Broken": {"reason": reason, "backtrace": ""}}))
         }
-    }
-}
-
-/// Which timeline a state is of.
-pub fn id_of(state: &TimelineState) -> TimelineId {
-    match state {
-        TimelineState::Active(info) => info.facts.timeline,
-        TimelineState::Importing { timeline, .. } | TimelineState::Broken { timeline, .. } => *timeline,
     }
 }
 

@@ -6,20 +6,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use codec::index_part::{Source, Unknown};
-use engine::tenant::{BranchPoint, ChangeError, Tenants};
+use engine::tenant::{BranchPoint, ChangeError, NotFound, Tenants};
 use engine::timeline::Timeline;
 use engine::timeline::restore::SwitchError;
 use engine::wal_target::WalTarget;
 use futures::future::BoxFuture;
 use model::{Lsn, TenantId, TimelineId, Tli};
-use tokio_util::sync::CancellationToken;
 
 use super::client::{Client, Purpose};
 use super::conninfo::{ConnInfo, ConnInfoError};
 use super::import::{self, ImportFailure};
 use super::receiver::{FollowError, Receiver, ReceiverState, course_of, release_slot};
 use super::replication;
-use crate::supervisor::{OnFailure, Supervisor};
+use crate::supervisor::{OnFailure, Supervisor, TaskHandle};
 
 /// Imports and receivers. Cheap to clone.
 #[derive(Clone)]
@@ -39,7 +38,7 @@ struct Inner {
 struct Follower {
     source: ConnInfo,
     state: Arc<ReceiverState>,
-    stop: CancellationToken,
+    task: TaskHandle,
 }
 
 /// Why a source is not followed.
@@ -142,13 +141,19 @@ impl Followers {
         for (timeline, source) in archived {
             let state = Arc::new(ReceiverState::default());
             let (this, from, told, id) = (self.clone(), source.clone(), Arc::clone(&state), timeline.id());
-            let stop =
-                self.inner.supervisor.start(format!("successor of {id}"), OnFailure::Restart, move |_stop| {
+            let task =
+                self.inner.supervisor.start(format!("successor of {id}"), OnFailure::Restart, move |stop| {
                     let (this, source, state) = (this.clone(), from.clone(), Arc::clone(&told));
                     let timeline = timeline.clone();
-                    async move { this.continue_archived(&timeline, source, &state).await }
+                    async move {
+                        // Whoever deletes the timeline waits for this task, and may hold what it waits for.
+                        tokio::select! {
+                            continued = this.continue_archived(&timeline, source, &state) => continued,
+                            () = stop.cancelled() => Ok(()),
+                        }
+                    }
                 });
-            self.enter(id, source, stop, state);
+            self.enter(id, source, task, state);
         }
     }
 
@@ -255,19 +260,29 @@ impl Followers {
         Ok(())
     }
 
-    /// Stops following a timeline that is deleted, and drops its slot on the source. Answers what remains there, if that failed.
+    /// Stops following a timeline that is deleted, waits until nothing of it runs any more, and drops its slot on the source. Answers what
+    /// remains there, if that failed.
     pub async fn leave(&self, timeline: TimelineId) -> Option<String> {
-        let follower = self.table().remove(&timeline)?;
-        follower.stop.cancel();
+        let mut source = None;
+        // An import that ends meanwhile may have started a receiver.
+        loop {
+            let follower = self.table().remove(&timeline);
+            let Some(follower) = follower else { break };
+            follower.task.end().await;
+            source = Some(follower.source);
+        }
+        let source = source?;
+        for task in ["import", "receiver", "successor of"] {
+            self.inner.supervisor.forget(&format!("{task} {timeline}"));
+        }
         let slot = Self::slot_name(timeline);
-        let why = match tokio::time::timeout(RELEASE_PATIENCE, release_slot(&follower.source, &slot)).await {
+        let why = match tokio::time::timeout(RELEASE_PATIENCE, release_slot(&source, &slot)).await {
             Ok(Ok(())) => return None,
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("no answer in {RELEASE_PATIENCE:?}"),
         };
         let remains = format!(
-            "the slot {slot} remains on the source {} and keeps WAL there until it is dropped: {why}",
-            follower.source
+            "the slot {slot} remains on the source {source} and keeps WAL there until it is dropped: {why}"
         );
         tracing::warn!(%timeline, "{remains}");
         Some(remains)
@@ -281,15 +296,9 @@ impl Followers {
         self.table().get(&timeline).cloned()
     }
 
-    fn enter(
-        &self,
-        timeline: TimelineId,
-        source: ConnInfo,
-        stop: CancellationToken,
-        state: Arc<ReceiverState>,
-    ) {
-        if let Some(before) = self.table().insert(timeline, Follower { source, state, stop }) {
-            before.stop.cancel();
+    fn enter(&self, timeline: TimelineId, source: ConnInfo, task: TaskHandle, state: Arc<ReceiverState>) {
+        if let Some(before) = self.table().insert(timeline, Follower { source, state, task }) {
+            before.task.stop();
         }
     }
 
@@ -301,34 +310,49 @@ impl Followers {
         let this = self.clone();
         let is_final =
             |error: &ReceiverFailure| matches!(error, ReceiverFailure::Follow(error) if error.is_final());
-        let stop = self.inner.supervisor.start_unless(format!("receiver {id}"), is_final, move |stop| {
+        let task = self.inner.supervisor.start_unless(format!("receiver {id}"), is_final, move |stop| {
             let receiver = receiver_of(&timeline, from.clone(), Arc::clone(&told));
             let (this, timeline, source, state) =
                 (this.clone(), timeline.clone(), from.clone(), Arc::clone(&told));
             // Boxed: the successor's receiver is started from within.
             let run: BoxFuture<'static, Result<(), ReceiverFailure>> = Box::pin(async move {
-                match receiver.follow(stop).await {
-                    Err(FollowError::Parted { at, tli }) => {
-                        this.part(&timeline, at, tli, source, &state).await
-                    }
+                match receiver.follow(stop.clone()).await {
+                    Err(FollowError::Parted { at, tli }) => tokio::select! {
+                        parted = this.part(&timeline, at, tli, source, &state) => parted,
+                        () = stop.cancelled() => Ok(()),
+                    },
                     followed => Ok(followed?),
                 }
             });
             run
         });
-        self.enter(id, source, stop, state);
+        self.enter(id, source, task, state);
     }
 
     fn import(&self, tenant: TenantId, id: TimelineId, source: ConnInfo, begun: Option<Begun>) {
         let state = Arc::new(ReceiverState::default());
         let (this, from, told) = (self.clone(), source.clone(), Arc::clone(&state));
         let mut begun = begun;
-        let stop = self.inner.supervisor.start(format!("import {id}"), OnFailure::Restart, move |stop| {
+        // What is gone for good is not tried again.
+        let is_final = |error: &ImportFailure| {
+            let ImportFailure::Change(error) = error else { return false };
+            matches!(
+                error,
+                ChangeError::NotFound(NotFound::Tenant(_))
+                    | ChangeError::Deleting(_)
+                    | ChangeError::Buried(_)
+            )
+        };
+        let task = self.inner.supervisor.start_unless(format!("import {id}"), is_final, move |stop| {
             let (this, source, state, begun) = (this.clone(), from.clone(), Arc::clone(&told), begun.take());
             async move {
-                let begun = match begun {
-                    Some(begun) => begun,
-                    None => begin(&this.inner.tenants, tenant, id, &source).await?,
+                let begun = if let Some(begun) = begun {
+                    begun
+                } else {
+                    tokio::select! {
+                        begun = begin(&this.inner.tenants, tenant, id, &source) => begun?,
+                        () = stop.cancelled() => return Err(ImportFailure::Stopping),
+                    }
                 };
                 let slot = Self::slot_name(id);
                 let claim = this.inner.tenants.tenant(tenant).map_err(ChangeError::from)?.claim().clone();
@@ -349,7 +373,7 @@ impl Followers {
                 Ok::<(), ImportFailure>(())
             }
         });
-        self.enter(id, source, stop, state);
+        self.enter(id, source, task, state);
     }
 }
 
