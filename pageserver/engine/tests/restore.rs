@@ -398,7 +398,7 @@ async fn import(
 ) -> Result<(ImportReport, MapOut), ImportError> {
     let mut source = DataDirectory::open(directory).await?;
     shape(&mut source.options);
-    source.import(MapOut::default(), None).await
+    source.import(MapOut::default(), None, &|_| ()).await
 }
 
 /// Starts what was restored and looks at it from all sides.

@@ -103,6 +103,10 @@ pub struct Config {
     #[arg(long, value_name = "FILE", default_value = "")]
     pub passfile: String,
 
+    /// Directory of backups and of clusters that were shut down: each may be imported by its path below. Empty: none.
+    #[arg(long, value_name = "DIRECTORY", default_value = "")]
+    pub base_dir: String,
+
     /// After SIGTERM or SIGINT: time to flush and upload before the process ends anyway. Nothing acknowledged is lost either way.
     #[arg(long, value_name = "DURATION", default_value = "10s")]
     pub shutdown_timeout: Span,

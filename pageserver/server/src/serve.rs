@@ -141,6 +141,7 @@ async fn serve(
         process,
         engine: EngineMetrics::register(registry),
         lease_length: config.lsn_lease_length.0,
+        base_dir: config.base_dir.clone(),
         launched: SystemTime::now(),
     });
     let listener = Arc::new(http);

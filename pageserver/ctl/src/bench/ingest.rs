@@ -178,7 +178,7 @@ async fn catch_up(place: &Place, base: &Path, wal: &Path) -> Result<()> {
     };
     let session = tenants.begin_import(tenant, timeline, plan).await?;
     let layers = session.layers(start);
-    let (report, layers) = directory.import(layers, None).await?;
+    let (report, layers) = directory.import(layers, None, &|_| ()).await?;
     let based =
         ImportedBase { base_lsn: report.base_lsn, readable_from: report.readable_from, tli: report.tli };
     let timeline = session.finish(based, layers).await?;

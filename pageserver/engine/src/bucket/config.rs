@@ -9,6 +9,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
@@ -16,9 +17,12 @@ use tokio_util::sync::CancellationToken;
 use super::DirectoryBucket;
 use super::retry::{BucketMetrics, RetryPolicy, RetryingBucket};
 use super::s3::S3Bucket;
+use crate::error_story::error_story;
 use crate::object_path::ObjectPath;
 use crate::ports::{Body, Bucket, BucketError, ETag, PutIf};
 
+/// How long the question for lifecycle rules may take.
+const LIFECYCLE_PATIENCE: Duration = Duration::from_secs(10);
 /// So many create one object at once to see that only one of them does.
 const PROBE_WRITERS: usize = 4;
 
@@ -199,12 +203,33 @@ impl BucketConfig {
                     .map_err(|source| OpenBucketError::Directory { path: path.clone(), source })?;
                 Arc::new(bucket)
             }
-            BucketUrl::S3(location) => Arc::new(S3Bucket::connect(location).await),
+            BucketUrl::S3(location) => {
+                let bucket = S3Bucket::connect(location).await;
+                warn_of_lifecycle_rules(&bucket).await;
+                Arc::new(bucket)
+            }
         };
         let bucket: Arc<dyn Bucket> =
             Arc::new(RetryingBucket::new(bucket, self.retry.clone(), metrics, cancel));
         probe(&bucket).await?;
         Ok(bucket)
+    }
+}
+
+/// A rule that deletes what history is made of is not ours to refuse, but whoever starts the server should know before it strikes.
+async fn warn_of_lifecycle_rules(bucket: &S3Bucket) {
+    let asked = tokio::time::timeout(LIFECYCLE_PATIENCE, bucket.lifecycle_threats()).await;
+    match asked.map_err(|_| format!("no answer in {LIFECYCLE_PATIENCE:?}")) {
+        Ok(Ok(threats)) => {
+            for threat in threats {
+                tracing::warn!("history would be lost: lifecycle {threat}");
+            }
+        }
+        // Many stores have none, and many roles may not look.
+        Ok(Err(error)) => {
+            tracing::info!("whether lifecycle rules delete objects is not known: {}", error_story(&error));
+        }
+        Err(error) => tracing::info!("whether lifecycle rules delete objects is not known: {error}"),
     }
 }
 

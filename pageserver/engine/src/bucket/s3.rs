@@ -17,6 +17,7 @@ use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
 use super::config::S3Location;
+use super::lifecycle;
 use super::{AFTER_PREFIX, DELETE_BATCH, LIST_PAGE, ShortFile, check_path, rejected, unavailable};
 use crate::ports::{
     Body, Bucket, BucketError, ETag, ListRequest, ListedObject, Listing, Object, ObjectMeta, PutIf,
@@ -68,6 +69,16 @@ impl S3Bucket {
         let prefix = location.prefix.trim_matches('/');
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
         S3Bucket { client: Client::from_conf(config.build()), bucket: location.bucket.clone(), prefix }
+    }
+
+    /// What the bucket's lifecycle rules would do to our objects, in words. Stores without such rules answer with an error.
+    pub async fn lifecycle_threats(&self) -> Result<Vec<String>, BucketError> {
+        let asked = self.client.get_bucket_lifecycle_configuration().bucket(&self.bucket).send().await;
+        match asked {
+            Ok(configuration) => Ok(lifecycle::threats(configuration.rules(), &self.prefix)),
+            Err(error) if error.code() == Some("NoSuchLifecycleConfiguration") => Ok(Vec::new()),
+            Err(error) => Err(failed("get lifecycle rules of", &self.bucket, error)),
+        }
     }
 
     fn key(&self, operation: &'static str, path: &str) -> Result<String, BucketError> {

@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use codec::backup_label::BackupLabel;
-use codec::control::ControlFile;
+use codec::control::{ClusterState, ControlFile};
 use codec::manifest::{ChecksumAlgorithm, ManifestIn};
 use model::Lsn;
 use tokio::io::AsyncReadExt;
 
-use super::importer::{ImportError, ImportOptions, ImportReport, Importer, SourceKind};
+use super::importer::{ImportError, ImportOptions, ImportProgress, ImportReport, Importer, SourceKind};
 use super::layer_out::LayerOut;
 use super::path::{is_ignored_directory, tablespace_of};
 
@@ -39,6 +39,12 @@ impl DataDirectory {
             Some(label) => (SourceKind::Backup, label.start),
             None => (SourceKind::Stopped, control.redo()),
         };
+        if kind == SourceKind::Stopped && control.state != ClusterState::ShutDown {
+            return Err(ImportError::NotAsExpected {
+                found: format!("a cluster that is {}, without a backup_label", control.state),
+                expected: "a backup, or a cluster that was shut down cleanly".into(),
+            });
+        }
         let mut options = ImportOptions::new(control.pg, kind, base_lsn);
         let manifest =
             Some(root.join("backup_manifest")).filter(|path| kind == SourceKind::Backup && path.exists());
@@ -49,11 +55,17 @@ impl DataDirectory {
         Ok(DataDirectory { root: root.into(), manifest, options, control })
     }
 
-    /// Imports it. `end` is where the backup ended if it has no manifest to say so.
+    /// Where its WAL is.
+    pub fn wal(&self) -> PathBuf {
+        self.root.join("pg_wal")
+    }
+
+    /// Imports it. `end` is where the backup ended if it has no manifest to say so; `told` hears how far it has come.
     pub async fn import<O: LayerOut>(
         self,
         out: O,
         end: Option<Lsn>,
+        told: &(dyn Fn(ImportProgress) + Sync),
     ) -> Result<(ImportReport, O), ImportError> {
         let mut importer = Importer::new(self.options.clone(), out);
         let mut buffer = vec![0; READ_BYTES];
@@ -78,23 +90,32 @@ impl DataDirectory {
                     }
                 } else if meta.is_file() {
                     send_file(&mut importer, &path, &real, meta.len(), &mut buffer).await?;
+                    told(importer.progress());
                 }
             }
             // The last one pushed comes next: keep the order of names.
             directories.extend(subdirectories.into_iter().rev());
         }
         if let Some(path) = &self.manifest {
-            let unreadable = |source| ImportError::Io { path: "backup_manifest".into(), source };
-            let mut file = tokio::fs::File::open(path).await.map_err(unreadable)?;
-            loop {
-                let count = file.read(&mut buffer).await.map_err(unreadable)?;
-                if count == 0 {
-                    break;
-                }
-                importer.manifest_data(&buffer[..count])?;
-            }
+            send_manifest(&mut importer, path, &mut buffer).await?;
         }
         importer.end(end).await
+    }
+}
+
+pub(super) async fn send_manifest<O: LayerOut>(
+    importer: &mut Importer<O>,
+    path: &Path,
+    buffer: &mut [u8],
+) -> Result<(), ImportError> {
+    let unreadable = |source| ImportError::Io { path: "backup_manifest".into(), source };
+    let mut file = tokio::fs::File::open(path).await.map_err(unreadable)?;
+    loop {
+        let count = file.read(buffer).await.map_err(unreadable)?;
+        if count == 0 {
+            return Ok(());
+        }
+        importer.manifest_data(&buffer[..count])?;
     }
 }
 
@@ -145,7 +166,7 @@ async fn listing(place: &Path) -> Result<Vec<(String, Option<String>)>, ImportEr
 }
 
 /// How the first file of a manifest is summed up.
-async fn manifest_algorithm(path: &Path) -> Result<Option<ChecksumAlgorithm>, ImportError> {
+pub(super) async fn manifest_algorithm(path: &Path) -> Result<Option<ChecksumAlgorithm>, ImportError> {
     let unreadable = |source| ImportError::Io { path: "backup_manifest".into(), source };
     let mut file = tokio::fs::File::open(path).await.map_err(unreadable)?;
     let mut manifest = ManifestIn::new();

@@ -140,7 +140,7 @@ pub enum ImportError {
     Io { path: String, source: std::io::Error },
 }
 
-fn in_file(path: &str, why: impl std::fmt::Display) -> ImportError {
+pub(super) fn in_file(path: &str, why: impl std::fmt::Display) -> ImportError {
     ImportError::File { path: path.into(), why: why.to_string() }
 }
 

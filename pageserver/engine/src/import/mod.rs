@@ -7,13 +7,16 @@
 //! Two kinds of source: a *backup* is taken from a running cluster; its files are of different moments, and only WAL from its start to its
 //! end makes them agree. A *stopped* cluster agrees with itself. What is imported, what is left out and why: [`path`].
 //!
-//! Reading order: [`path`], [`layer_out`], [`batch`], [`importer`], [`directory`] (a data directory on disk).
+//! Reading order: [`path`], [`layer_out`], [`batch`], [`importer`], [`directory`] (a data directory on disk), [`archives`] (archives
+//! there), [`stored`] (either, with its WAL).
 
+pub mod archives;
 pub mod batch;
 pub mod directory;
 pub mod importer;
 pub mod layer_out;
 pub mod path;
+pub mod stored;
 
-pub use importer::{ImportError, ImportOptions, ImportReport, Importer, SourceKind};
+pub use importer::{ImportError, ImportOptions, ImportProgress, ImportReport, Importer, SourceKind};
 pub use layer_out::{LayerOut, LayerOutError};

@@ -13,6 +13,7 @@ use serde_json::json;
 use crate::source::followers::FollowRequestError;
 use crate::source::import::ImportFailure;
 use crate::source::receiver::FollowError;
+use crate::source::stored::{NoSuchBase, StoredBaseError};
 use engine::error_story::error_story;
 
 /// A request that was not done.
@@ -104,6 +105,22 @@ impl From<LeaseError> for Refused {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
             }
             // Also what is refused: clients know no other answer.
+            error => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error_story(&error)),
+        }
+    }
+}
+
+impl From<NoSuchBase> for Refused {
+    fn from(error: NoSuchBase) -> Self {
+        Self::bad_request(error.to_string())
+    }
+}
+
+impl From<StoredBaseError> for Refused {
+    fn from(error: StoredBaseError) -> Self {
+        match error {
+            StoredBaseError::Import(_) => Self::precondition(error_story(&error)),
+            StoredBaseError::Change(error) => error.into(),
             error => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error_story(&error)),
         }
     }

@@ -27,6 +27,7 @@ use super::metrics::EngineMetrics;
 use super::timelines::{layer_map_json, parse_rfc3339, rfc3339, tenant_json, timeline_json};
 use crate::metrics::{self, ProcessMetrics};
 use crate::source::followers::Followers;
+use crate::source::stored;
 use crate::supervisor::Supervisor;
 
 /// Most bytes of a request's body: all are small.
@@ -59,6 +60,8 @@ pub struct Api {
     pub engine: EngineMetrics,
     /// How long a lease of an LSN lasts.
     pub lease_length: Duration,
+    /// Where bases lie that may be imported; empty when none may.
+    pub base_dir: String,
     /// When the process started.
     pub launched: SystemTime,
 }
@@ -233,7 +236,7 @@ async fn list_timelines(State(api): Shared, Ids(shard): Ids<TenantShardId>) -> A
     ok(tenant.list().iter().map(|state| timeline_json(&tenant, state, &api.followers)).collect())
 }
 
-/// How a timeline comes to be: as a branch, or from a running primary.
+/// How a timeline comes to be: as a branch, from a running primary, or from a base on this server's disk.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct CreateTimeline {
@@ -243,6 +246,7 @@ struct CreateTimeline {
     /// RFC 3339; instead of an LSN.
     ancestor_start_timestamp: Option<String>,
     primary: Option<Primary>,
+    base: Option<Base>,
     /// Accepted and not looked at: a branch has its ancestor's, an import its source's.
     #[serde(rename = "pg_version")]
     _pg_version: Option<u32>,
@@ -259,14 +263,23 @@ struct Primary {
     dsn: String,
 }
 
+/// A backup, or a cluster that was shut down.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Base {
+    /// Below the server's `base_dir`.
+    path: String,
+}
+
 async fn create_timeline(
     State(api): Shared,
     Ids(shard): Ids<TenantShardId>,
     Body(request): Body<CreateTimeline>,
 ) -> Answer {
     let new = request.new_timeline_id;
-    match (request.ancestor_timeline_id, request.primary) {
-        (Some(ancestor), None) => {
+    let is_whole = shard == TenantShardId::unsharded(shard.tenant);
+    match (request.ancestor_timeline_id, request.primary, request.base) {
+        (Some(ancestor), None, None) => {
             let point = match (request.ancestor_start_lsn, &request.ancestor_start_timestamp) {
                 (None, None) => BranchPoint::Tip,
                 (Some(lsn), None) => BranchPoint::Lsn(lsn),
@@ -278,16 +291,22 @@ async fn create_timeline(
             tenant_of(&api, shard)?;
             api.tenants.branch(shard.tenant, new, ancestor, point).await?;
         }
-        (None, Some(primary)) => {
-            if shard != TenantShardId::unsharded(shard.tenant) {
-                return Err(Refused::bad_request("a primary can only feed a tenant that is not sharded"));
-            }
+        (None, Some(_), None) | (None, None, Some(_)) if !is_whole => {
+            return Err(Refused::bad_request("only a tenant that is not sharded can be imported into"));
+        }
+        (None, Some(primary), None) => {
             api.tenants.create_tenant(shard.tenant).await?;
             api.followers.create(shard.tenant, new, &primary.dsn).await?;
         }
+        (None, None, Some(base)) => {
+            let place = stored::place(&api.base_dir, &base.path)?;
+            api.tenants.create_tenant(shard.tenant).await?;
+            api.followers.create_from_disk(shard.tenant, new, &place).await?;
+        }
         _ => {
             return Err(Refused::bad_request(
-                "a timeline is a branch (ancestor_timeline_id) or follows a primary (primary.dsn): give one",
+                "a timeline is a branch (ancestor_timeline_id), follows a primary (primary.dsn) or is imported from a base on \
+                 the server's disk (base.path): give one",
             ));
         }
     }

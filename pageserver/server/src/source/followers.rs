@@ -1,11 +1,12 @@
 //! All sources that this process follows, each in a supervised task.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use codec::index_part::{Source, Unknown};
+use engine::error_story::error_story;
 use engine::tenant::{BranchPoint, ChangeError, NotFound, Tenants};
 use engine::timeline::Timeline;
 use engine::timeline::restore::SwitchError;
@@ -18,6 +19,7 @@ use super::conninfo::{ConnInfo, ConnInfoError};
 use super::import::{self, ImportFailure};
 use super::receiver::{FollowError, Receiver, ReceiverState, course_of, release_slot};
 use super::replication;
+use super::stored::{self, StoredBaseError};
 use crate::supervisor::{OnFailure, Supervisor, TaskHandle};
 
 /// Imports and receivers. Cheap to clone.
@@ -36,7 +38,8 @@ struct Inner {
 
 #[derive(Clone)]
 struct Follower {
-    source: ConnInfo,
+    /// None while a base is imported that lies on disk.
+    source: Option<ConnInfo>,
     state: Arc<ReceiverState>,
     task: TaskHandle,
 }
@@ -106,7 +109,7 @@ impl Followers {
 
     /// Where a timeline's WAL comes from, without secrets.
     pub fn source(&self, timeline: TimelineId) -> Option<String> {
-        self.get(timeline).map(|follower| follower.source.to_string())
+        self.get(timeline).and_then(|follower| follower.source).map(|source| source.to_string())
     }
 
     /// How many sources are followed or imported.
@@ -240,6 +243,33 @@ impl Followers {
         Ok(())
     }
 
+    /// Makes a timeline from a base that lies at `place`. Answers once that is begun durably; filling it goes on in a task. What fails is not tried
+    /// again by itself: the files would have to change.
+    pub async fn create_from_disk(
+        &self,
+        tenant: TenantId,
+        timeline: TimelineId,
+        place: &Path,
+    ) -> Result<(), StoredBaseError> {
+        let mut begun = Some(stored::begin(&self.inner.tenants, tenant, timeline, place).await?);
+        let state = Arc::new(ReceiverState::default());
+        let told = Arc::clone(&state);
+        let name = format!("import {timeline}");
+        let task = self.inner.supervisor.start(name, OnFailure::Keep, move |stop| {
+            let (state, begun) = (Arc::clone(&told), begun.take());
+            async move {
+                let Some(begun) = begun else { return Err(StoredBaseError::Stopping) }; // it runs once
+                let imported = stored::run(begun, &state, stop).await;
+                if let Err(error) = &imported {
+                    state.set(format!("the import failed: {}", error_story(error)));
+                }
+                imported.map(drop)
+            }
+        });
+        self.put(timeline, Follower { source: None, state, task });
+        Ok(())
+    }
+
     /// Makes an existing timeline follow a source, such as a cluster that was restored from it.
     pub async fn attach(&self, timeline: &Timeline, dsn: &str) -> Result<(), FollowRequestError> {
         let source = dsn.parse::<ConnInfo>()?.or_passfile(&self.inner.passfile);
@@ -269,12 +299,12 @@ impl Followers {
             let follower = self.table().remove(&timeline);
             let Some(follower) = follower else { break };
             follower.task.end().await;
-            source = Some(follower.source);
+            source = source.or(follower.source);
         }
-        let source = source?;
         for task in ["import", "receiver", "successor of"] {
             self.inner.supervisor.forget(&format!("{task} {timeline}"));
         }
+        let source = source?;
         let slot = Self::slot_name(timeline);
         let why = match tokio::time::timeout(RELEASE_PATIENCE, release_slot(&source, &slot)).await {
             Ok(Ok(())) => return None,
@@ -297,7 +327,11 @@ impl Followers {
     }
 
     fn enter(&self, timeline: TimelineId, source: ConnInfo, task: TaskHandle, state: Arc<ReceiverState>) {
-        if let Some(before) = self.table().insert(timeline, Follower { source, state, task }) {
+        self.put(timeline, Follower { source: Some(source), state, task });
+    }
+
+    fn put(&self, timeline: TimelineId, follower: Follower) {
+        if let Some(before) = self.table().insert(timeline, follower) {
             before.task.stop();
         }
     }

@@ -1,8 +1,8 @@
 //! A Postgres as the source of WAL: an unpatched primary, spoken to as its standbys do.
 //!
 //! Reading order: [`conninfo`] (where and as whom), [`client`] (a connection), [`base_backup`], [`replication`] (the messages of a stream),
-//! [`lineage`] (whether its history is ours), [`receiver`] (follows a source and reports what is safe in the bucket), [`import`] (a new timeline from a source), [`followers`]
-//! (all receivers of the process).
+//! [`lineage`] (whether its history is ours), [`receiver`] (follows a source and reports what is safe in the bucket), [`import`] (a new timeline from a source), [`stored`]
+//! (one from a base on our own disk), [`followers`] (all of them).
 
 pub mod base_backup;
 pub mod client;
@@ -12,3 +12,4 @@ pub mod import;
 pub mod lineage;
 pub mod receiver;
 pub mod replication;
+pub mod stored;
