@@ -1,38 +1,63 @@
-//! Files of a cluster and lists of the key space: control data, checkpoint, maps, labels, manifest, directories.
+//! Binary files of a cluster and binary lists of the key space. The first byte says which; those with a checksum get a right one.
 #![no_main]
 
-use codec::backup_label::BackupLabel;
 use codec::checkpoint::CheckPoint;
-use codec::control::ControlFile;
 use codec::directory::{DbDirectory, RelDirectory, SlruSegmentDirectory, TwoPhaseDirectory};
-use codec::manifest::ManifestIn;
+use codec::index_part::legacy_metadata;
 use codec::relmap::RelationMap;
 use codec::tablespaces::Tablespaces;
-use codec::{tablespace_map, two_phase};
+use codec::{replorigin, two_phase};
+use fuzz::{Input, relation_map, sealed};
 use libfuzzer_sys::fuzz_target;
-use model::PgMajor;
 
 fuzz_target!(|data: &[u8]| {
-    let _ = ControlFile::parse(data);
-    for pg in PgMajor::ALL {
-        let _ = CheckPoint::decode(pg, data);
-        let _ = RelationMap::decode(pg, data);
-        let _ = TwoPhaseDirectory::decode(data, pg);
-        if let Ok(text) = std::str::from_utf8(data) {
-            let _ = two_phase::parse_file_name(pg, text);
+    let mut input = Input(data);
+    let kind = input.u8();
+    let pg = input.major();
+    let bytes = input.0;
+    match kind % 9 {
+        0 => {
+            if let Ok(checkpoint) = CheckPoint::decode(pg, bytes) {
+                assert_eq!(CheckPoint::decode(pg, &checkpoint.encode(pg)).as_ref(), Ok(&checkpoint));
+            }
         }
-    }
-    let _ = two_phase::strip_checksum(data);
-    let _ = DbDirectory::decode(data);
-    let _ = SlruSegmentDirectory::decode(data);
-    let _ = RelDirectory::decode(data);
-    let _ = Tablespaces::decode(data);
-    if let Ok(text) = std::str::from_utf8(data) {
-        let _ = BackupLabel::parse(text);
-        let _ = tablespace_map::parse(text);
-    }
-    let mut manifest = ManifestIn::new();
-    if data.chunks(100).all(|piece| manifest.push(piece, drop).is_ok()) {
-        let _ = manifest.finish();
+        1 => {
+            if let Ok(map) = RelationMap::decode(pg, &relation_map(pg, bytes)) {
+                assert_eq!(RelationMap::decode(pg, &map.encode(pg)).as_ref(), Ok(&map));
+            }
+            let _ = RelationMap::decode(pg, bytes);
+        }
+        2 => {
+            if let Ok(origins) = replorigin::decode(&sealed(bytes)) {
+                assert_eq!(replorigin::decode(&replorigin::encode(&origins)).as_ref(), Ok(&origins));
+            }
+            let _ = replorigin::decode(bytes);
+        }
+        3 => {
+            assert_eq!(two_phase::strip_checksum(&sealed(bytes)), Ok(bytes));
+            let _ = two_phase::strip_checksum(bytes);
+        }
+        4 => {
+            if let Ok(list) = TwoPhaseDirectory::decode(bytes, pg) {
+                assert_eq!(TwoPhaseDirectory::decode(&list.encode(pg), pg).as_ref(), Ok(&list));
+            }
+        }
+        5 => {
+            if let Ok(list) = DbDirectory::decode(bytes) {
+                assert_eq!(DbDirectory::decode(&list.encode()).as_ref(), Ok(&list));
+            }
+        }
+        6 => {
+            if let Ok(list) = SlruSegmentDirectory::decode(bytes) {
+                assert_eq!(SlruSegmentDirectory::decode(&list.encode()).as_ref(), Ok(&list));
+            }
+            let _ = RelDirectory::decode(bytes);
+        }
+        7 => {
+            if let Ok(list) = Tablespaces::decode(bytes) {
+                assert_eq!(Tablespaces::decode(&list.encode()).as_ref(), Ok(&list));
+            }
+        }
+        _ => drop(legacy_metadata::decode(bytes)),
     }
 });

@@ -1,4 +1,4 @@
-//! One record: parsing, trimming to a block, the typed payloads, and its line of text.
+//! One record: parsing, trimming to a block, the typed payloads, its line of text, and its images.
 #![no_main]
 
 use codec::wal::describe::describe;
@@ -8,7 +8,7 @@ use codec::wal::payload::{
 };
 use codec::wal::record::{Record, trimmed};
 use libfuzzer_sys::fuzz_target;
-use model::{Lsn, PgMajor};
+use model::{BLOCK_SIZE, Lsn, PgMajor};
 
 fuzz_target!(|data: &[u8]| {
     let Some((major, bytes)) = data.split_first() else { return };
@@ -26,6 +26,7 @@ fuzz_target!(|data: &[u8]| {
         let kept = again.block(block.id).expect("the block that it was trimmed to");
         assert_eq!((kept.data, kept.rel, kept.block), (block.data, block.rel, block.block));
         assert_eq!(again.main, record.main);
+        let _ = redo::apply(&record, block, Lsn(8), &mut [0; BLOCK_SIZE]);
     }
     let _ = xlog::XlogRecord::parse(&record);
     let _ = xact::XactRecord::parse(&record);

@@ -96,7 +96,7 @@ pub fn page_precedes(kind: SlruKind, a: u32, b: u32) -> bool {
 /// Whether truncating to begin with page `cutoff` removes this segment: only when its first and last page are both before it.
 pub fn segment_is_truncated(kind: SlruKind, segment: u32, cutoff: u32) -> bool {
     let first = segment.wrapping_mul(SLRU_SEGMENT_PAGES);
-    page_precedes(kind, first, cutoff) && page_precedes(kind, first + SLRU_SEGMENT_PAGES - 1, cutoff)
+    page_precedes(kind, first, cutoff) && page_precedes(kind, first + (SLRU_SEGMENT_PAGES - 1), cutoff)
 }
 
 /// The members segments that a truncation from `oldest` to `new_oldest` (offsets) removes: from the first one's segment up to but not
@@ -132,6 +132,8 @@ mod tests {
             assert!(!segment_is_truncated(kind, 1, 32), "{kind:?}: the cutoff's own segment stays");
             assert!(!segment_is_truncated(kind, 5, 32), "{kind:?}: later segments stay");
         }
+        // The very last number that a list can hold.
+        assert!(segment_is_truncated(MultiXactOffsets, u32::MAX, 1));
         // Transaction 0x100: segments shortly before the end of the number space are its past.
         let last_segment = clog_page(u32::MAX) / SLRU_SEGMENT_PAGES;
         assert!(segment_is_truncated(Clog, last_segment, clog_page(0x100)));

@@ -113,11 +113,23 @@ impl<'a> LayerFile<'a> {
         at: u64,
         unpacker: &mut Unpacker,
     ) -> Result<(BlobHead, Cow<'a, [u8]>), ReadLayerError> {
-        let rest = usize::try_from(at).ok().and_then(|at| self.bytes.get(at..)).unwrap_or_default();
-        let head = BlobHead::parse(&self.layout, at, rest)?;
+        let head = self.blob_head(at)?;
         for block in at / BLOCK_BYTES..head.end().div_ceil(BLOCK_BYTES) {
             self.block(block as u32)?;
         }
+        self.unpacked(head, unpacker)
+    }
+
+    fn blob_head(&self, at: u64) -> Result<BlobHead, ReadLayerError> {
+        let rest = usize::try_from(at).ok().and_then(|at| self.bytes.get(at..)).unwrap_or_default();
+        BlobHead::parse(&self.layout, at, rest)
+    }
+
+    fn unpacked(
+        &self,
+        head: BlobHead,
+        unpacker: &mut Unpacker,
+    ) -> Result<(BlobHead, Cow<'a, [u8]>), ReadLayerError> {
         let stored = &self.bytes[head.start() as usize..head.end() as usize];
         Ok((head, unpacker.unpack(&head, stored)?))
     }
@@ -177,7 +189,8 @@ impl<'a> LayerFile<'a> {
         let mut unpacker = Unpacker::default();
         let mut end = VALUES_START;
         let mut take = |at: u64, report: &mut LayerReport| {
-            let (head, value) = self.value(at, &mut unpacker)?;
+            // All blocks were compared above; once per value would be a hundred times over for small ones.
+            let (head, value) = self.unpacked(self.blob_head(at)?, &mut unpacker)?;
             if at != end {
                 return Err(VerifyLayerError::Gap { at: end.min(at), found: at.abs_diff(end) });
             }

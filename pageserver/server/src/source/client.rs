@@ -125,18 +125,32 @@ impl Client {
     async fn connect_to(info: &ConnInfo, place: &Place, purpose: Purpose) -> Result<Client, ClientError> {
         let unreachable =
             |source| ClientError::Connect { place: format!("{}:{}", place.host, place.port), source };
-        let stream: Box<dyn Stream> = if place.host.starts_with('/') {
+        if place.host.starts_with('/') {
             let path = format!("{}/.s.PGSQL.{}", place.host, place.port);
-            Box::new(UnixStream::connect(path).await.map_err(unreachable)?)
+            let stream = UnixStream::connect(path).await.map_err(unreachable)?;
+            Client::over(stream, info, place, purpose).await
         } else {
             let stream = TcpStream::connect((place.host.as_str(), place.port)).await.map_err(unreachable)?;
             stream.set_nodelay(true)?;
             // A source that vanished is noticed by keepalives, long before TCP gives up on data.
             socket2::SockRef::from(&stream).set_keepalive(true)?;
-            Box::new(stream)
+            Client::over(stream, info, place, purpose).await
+        }
+    }
+
+    /// Begins a session over a stream to the Postgres at `place`.
+    pub async fn over(
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        info: &ConnInfo,
+        place: &Place,
+        purpose: Purpose,
+    ) -> Result<Client, ClientError> {
+        let mut client = Client {
+            stream: Box::new(stream),
+            input: BytesMut::new(),
+            output: BytesMut::new(),
+            parameters: BTreeMap::new(),
         };
-        let mut client =
-            Client { stream, input: BytesMut::new(), output: BytesMut::new(), parameters: BTreeMap::new() };
         let application_name = info.application_name.as_deref().unwrap_or("palimpsest");
         let mut parameters = vec![
             ("user", info.user.as_str()),
