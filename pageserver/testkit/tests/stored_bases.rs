@@ -24,7 +24,7 @@ impl Scene {
     async fn set(config: &PostgresConfig) -> Result<Scene> {
         let postgres = Postgres::start(config).await?;
         postgres.sql("CREATE TABLE t AS SELECT n, repeat(md5(n::text), 5) AS filler FROM generate_series(1, 20000) n").await?;
-        postgres.sql("CREATE UNLOGGED TABLE gone AS SELECT 1").await?;
+        postgres.sql("CREATE UNLOGGED TABLE gone AS SELECT 1; CREATE EXTENSION amcheck").await?;
         let bases = postgres.home().display().to_string();
         let bucket = tempfile::tempdir()?;
         let at = BucketAt::Directory(bucket.path().to_owned());
