@@ -868,6 +868,17 @@ mod tests {
     }
 
     #[test]
+    fn an_unknown_number_does_not_drift_from_one_rewriting_to_the_next() {
+        let mut json =
+            NEON.replace("\"lineage\":{}", "\"lineage\":{\"new\":[3.5555555555555547e+76,0.1,-1e-300]}");
+        for _ in 0..3 {
+            let written = IndexPart::from_json(json.as_bytes()).unwrap().to_json();
+            assert!(String::from_utf8_lossy(&written).contains("[3.5555555555555547e+76,0.1,-1e-300]"));
+            json = String::from_utf8(written).unwrap();
+        }
+    }
+
+    #[test]
     fn our_part_round_trips() {
         let mut index = IndexPart::from_json(NEON.as_bytes()).unwrap();
         index.palimpsest = Some(extension());
