@@ -357,7 +357,7 @@ fn texts(seeds: &mut Seeds) {
 
 fn archives(seeds: &mut Seeds) {
     let mut archive = vec![0, 40];
-    archive.extend(tar_out::directory("base", 0));
+    archive.extend(tar_out::directory("base", 0o700, 0));
     archive.extend(tar_out::file("PG_VERSION", 3, 0));
     archive.extend(b"17\n");
     archive.extend(tar_out::padding(3));

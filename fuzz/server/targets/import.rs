@@ -105,7 +105,7 @@ async fn import(input: &mut Input<'_>) -> Result<(), ImportError> {
     let mut importer = Importer::new(options, Checked::default());
     if how & 8 != 0 {
         let name = ["base.tar", "16400.tar", "0.tar", "x"][usize::from(how >> 6)];
-        importer.archive_begin(name, Some("/elsewhere")).await?;
+        importer.archive_begin(name, Some("/elsewhere"))?;
         let archive = if how & 16 != 0 { input.archive() } else { input.0.to_vec() };
         for piece in archive.chunks(100 + usize::from(how) * 7) {
             importer.archive_data(piece).await?;
@@ -113,7 +113,7 @@ async fn import(input: &mut Input<'_>) -> Result<(), ImportError> {
     } else {
         while !input.is_empty() {
             let (path, content) = file(pg, input);
-            importer.file_begin(&path, content.len() as u64).await?;
+            importer.file_begin(&path, content.len() as u64)?;
             for piece in content.chunks(1000 + usize::from(how) * 100) {
                 importer.file_data(piece).await?;
             }
