@@ -13,6 +13,16 @@ pub type Page = [u8; BLOCK_SIZE];
 /// A page of zeros: what a block that was never written reads as.
 pub static ZERO_PAGE: Page = [0; BLOCK_SIZE];
 
+/// Appends a page's bytes in small steps. A copy in one go takes the C library to an instruction (`rep movs`) that some processors carry out ten
+/// times slower when source and target lie alike within their memory pages, as buffers of pages do.
+pub fn append(page: &[u8], out: &mut Vec<u8>) {
+    const STEP: usize = 1024;
+    out.reserve(page.len());
+    for step in page.chunks(STEP) {
+        out.extend_from_slice(step);
+    }
+}
+
 /// The LSN of the last record that changed the page.
 pub fn lsn(page: &Page) -> Lsn {
     let word =

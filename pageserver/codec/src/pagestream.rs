@@ -24,7 +24,7 @@ use std::borrow::Cow;
 use model::{BLOCK_SIZE, Fork, Lsn, RelTag, SLRU_SEGMENT_PAGES};
 
 use crate::bytes_in::{BytesIn, Truncated};
-use crate::page::Page;
+use crate::page::{self, Page};
 
 const EXISTS: u8 = 0;
 const SIZE: u8 = 1;
@@ -350,7 +350,7 @@ impl<'a> Answer<'a> {
         match self {
             Answer::Exists(exists) => out.push(u8::from(*exists)),
             Answer::Size(blocks) => out.extend_from_slice(&blocks.to_be_bytes()),
-            Answer::Page(page) => out.extend_from_slice(&page[..]),
+            Answer::Page(page) => page::append(&page[..], out),
             Answer::Error(text) => encode_text(text, out),
             Answer::DbSize(bytes) => out.extend_from_slice(&bytes.to_be_bytes()),
             Answer::SlruSegment(pages) => {

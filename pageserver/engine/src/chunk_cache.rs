@@ -11,6 +11,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
+use std::hash::{BuildHasher as _, BuildHasherDefault, Hasher};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -112,6 +113,35 @@ enum Piece {
 /// Object and piece.
 type PieceKey = (u64, Piece);
 
+/// Mixes the numbers of a key. All are our own, so nobody can choose them to collide.
+#[derive(Default)]
+struct PieceHasher(u64);
+
+impl Hasher for PieceHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        self.write_u64(number.into());
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = (self.0.rotate_left(29) ^ number).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        self.0 ^= self.0 >> 32;
+    }
+
+    fn write_isize(&mut self, number: isize) {
+        self.write_u64(number as u64); // which kind of piece
+    }
+}
+
 /// The cache. One per process.
 pub struct ChunkCache {
     bucket: Arc<dyn Bucket>,
@@ -141,7 +171,7 @@ pub struct Object {
 struct MemoryShard {
     limit: usize,
     used: usize,
-    index: HashMap<PieceKey, usize>,
+    index: HashMap<PieceKey, usize, BuildHasherDefault<PieceHasher>>,
     slots: Vec<Slot>,
     hand: usize,
 }
@@ -253,7 +283,7 @@ impl ChunkCache {
         let shard = || MemoryShard {
             limit: (limits.memory / SHARDS).max(CHUNK_SIZE as usize),
             used: 0,
-            index: HashMap::new(),
+            index: HashMap::default(),
             slots: Vec::new(),
             hand: 0,
         };
@@ -302,13 +332,10 @@ impl ChunkCache {
         self.memory_used.load(Ordering::Relaxed)
     }
 
-    fn shard(&self, (object, piece): PieceKey) -> &Mutex<MemoryShard> {
-        let place = match piece {
-            Piece::Chunk(chunk) => u64::from(chunk),
-            Piece::Value(at) => at,
-        };
-        let mixed = (object.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ place).wrapping_mul(0xD6E8_FEB8_6659_FD93);
-        &self.memory[(mixed >> 59) as usize % SHARDS]
+    fn shard(&self, key: PieceKey) -> &Mutex<MemoryShard> {
+        // The table within the shard goes by other bits.
+        let mixed = BuildHasherDefault::<PieceHasher>::default().hash_one(key);
+        &self.memory[(mixed >> 40) as usize % SHARDS]
     }
 }
 

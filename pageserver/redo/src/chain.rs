@@ -1,6 +1,6 @@
 //! A version of one key from a base and the changes after it.
 
-use codec::page::{Page, ZERO_PAGE};
+use codec::page::{self, Page, ZERO_PAGE};
 use codec::value::{Change, Value};
 use codec::wal::record::Record;
 use model::key::KeyKind;
@@ -21,7 +21,7 @@ pub fn reconstruct<'a>(
     let kind = key.kind();
     let mut value: Option<Vec<u8>> = base.map(|base| {
         let mut value = Vec::with_capacity(base.len().max(slru::CLOG_WITH_TIME));
-        copy(base, &mut value);
+        page::append(base, &mut value);
         value
     });
     let mut record = Record::empty(pg);
@@ -30,21 +30,12 @@ pub fn reconstruct<'a>(
             Value::Image(image) => {
                 let value = value.get_or_insert_default();
                 value.clear();
-                copy(image, value);
+                page::append(image, value);
             }
             Value::Change(change) => Link { key, kind, lsn }.apply(&change, &mut record, &mut value)?,
         }
     }
     value.ok_or(RedoError::Nothing { key })
-}
-
-/// Appends a page in small steps. A copy in one go takes the C library to an instruction (`rep movs`) that some processors carry out ten
-/// times slower when source and target lie alike within their memory pages, as buffers of pages do.
-fn copy(from: &[u8], to: &mut Vec<u8>) {
-    const STEP: usize = 1024;
-    for step in from.chunks(STEP) {
-        to.extend_from_slice(step);
-    }
 }
 
 /// One change of the chain.
