@@ -60,6 +60,9 @@ impl Scene {
         ensure!(status == 200, "{status} {answer}");
         self.postgres.sql("INSERT INTO t SELECT n, 'later' FROM generate_series(1, 1000) n").await?;
         let expected = self.postgres.value(SUM).await?;
+        // A source that stops waits for those who follow it, not for one that is about to connect.
+        let written = self.postgres.flushed_lsn().await?.parse()?;
+        self.server.wait_for(self.tenant, self.timeline, written, Duration::from_mins(1)).await?;
         self.postgres.stop(Shutdown::Fast).await?;
         let end = shutdown_checkpoint(&self.postgres)?;
         self.server.wait_for(self.tenant, self.timeline, end, Duration::from_mins(1)).await?;
