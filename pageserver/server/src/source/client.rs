@@ -21,6 +21,12 @@ const READ_ROOM: usize = 256 << 10;
 /// How long an answer to a command may take that does no work to speak of.
 const ANSWER_TIMEOUT: Duration = Duration::from_mins(1);
 
+/// Bytes of one answer's rows, at most: they are a few lines for each tablespace. What sends more is no Postgres, and must not have our memory.
+const LONGEST_ANSWER: usize = 16 << 20;
+/// Settings that a server tells unasked, and bytes of each, at most; what is beyond is not kept. A Postgres tells a dozen short ones.
+const MOST_PARAMETERS: usize = 100;
+const LONGEST_PARAMETER: usize = 1 << 10;
+
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
@@ -239,6 +245,8 @@ impl Client {
                     b'S' => {
                         if let Some((name, rest)) = wire::cstring(&message.body)
                             && let Some((value, _)) = wire::cstring(rest)
+                            && self.parameters.len() < MOST_PARAMETERS
+                            && length <= LONGEST_PARAMETER
                         {
                             self.parameters.insert(name.into(), value.into());
                         }
@@ -270,14 +278,14 @@ impl Client {
     /// Runs a query or replication command that answers rows or nothing.
     pub async fn query(&mut self, text: &str) -> Result<Vec<Row>, ClientError> {
         self.command(text).await?;
-        let mut rows = Vec::new();
+        let mut rows = Rows::default();
         let mut failure = None;
         loop {
             match self.answer().await {
                 Ok(message) => match message.tag {
-                    b'D' => rows.push(data_row(&message.body)?),
+                    b'D' => rows.add(&message.body)?,
                     b'T' | b'C' | b'I' => {}
-                    b'Z' => return failure.map_or(Ok(rows), Err),
+                    b'Z' => return failure.map_or(Ok(rows.rows), Err),
                     _ => return Err(unexpected(&message)),
                 },
                 // ReadyForQuery follows, so the connection can be used further.
@@ -298,12 +306,12 @@ impl Client {
 
     /// Reads what follows a copy: rows, until the server is ready again.
     pub async fn rows_until_ready(&mut self) -> Result<Vec<Row>, ClientError> {
-        let mut rows = Vec::new();
+        let mut rows = Rows::default();
         loop {
             let message = self.answer().await?;
             match message.tag {
-                b'D' => rows.push(data_row(&message.body)?),
-                b'Z' => return Ok(rows),
+                b'D' => rows.add(&message.body)?,
+                b'Z' => return Ok(rows.rows),
                 b'T' | b'C' | b'c' | b'd' => {}
                 _ => return Err(unexpected(&message)),
             }
@@ -341,6 +349,25 @@ impl Client {
 /// That a message does not belong where it came.
 pub fn unexpected(message: &Message) -> ClientError {
     ClientError::Protocol(format!("message {:?} of {} bytes", char::from(message.tag), message.body.len()))
+}
+
+/// An answer's rows so far.
+#[derive(Default)]
+struct Rows {
+    rows: Vec<Row>,
+    bytes: usize,
+}
+
+impl Rows {
+    fn add(&mut self, body: &Bytes) -> Result<(), ClientError> {
+        // A short row takes more memory than it has bytes.
+        self.bytes += body.len() + 64;
+        if self.bytes > LONGEST_ANSWER {
+            return Err(ClientError::Protocol(format!("an answer of more than {LONGEST_ANSWER} bytes")));
+        }
+        self.rows.push(data_row(body)?);
+        Ok(())
+    }
 }
 
 /// The fields of a `DataRow`.
