@@ -27,6 +27,22 @@ enum Verb {
 /// Asks a pageserver for a page of a relation as of an LSN.
 #[derive(Debug, Args)]
 struct Get {
+    #[command(flatten)]
+    from: ServedRelation,
+    /// Which block.
+    #[arg(long, default_value_t = 0)]
+    block: u32,
+    /// As of when; the newest there is by default.
+    #[arg(long)]
+    lsn: Option<Lsn>,
+    /// Write the 8,192 bytes as they are instead of a hex dump.
+    #[arg(long)]
+    raw: bool,
+}
+
+/// A relation that a server has.
+#[derive(Debug, Args)]
+pub struct ServedRelation {
     /// The pageserver: host:port of its libpq service, or a postgres:// URL. A password is taken from PGPASSWORD.
     #[arg(long, default_value = "127.0.0.1:64000")]
     server: Server,
@@ -39,20 +55,23 @@ struct Get {
     /// The relation: TABLESPACE/DATABASE/RELATION oids, e.g. 1663/5/16384, with _fsm, _vm or _init for another fork.
     #[arg(long, value_name = "OIDS")]
     rel: RelName,
-    /// Which block.
-    #[arg(long, default_value_t = 0)]
-    block: u32,
-    /// As of when; the newest there is by default.
-    #[arg(long)]
-    lsn: Option<Lsn>,
-    /// Write the 8,192 bytes as they are instead of a hex dump.
-    #[arg(long)]
-    raw: bool,
+}
+
+impl ServedRelation {
+    /// Connects to the server.
+    pub fn open(&self) -> Result<PageStream> {
+        PageStream::open(&self.server, self.tenant, self.timeline)
+    }
+
+    /// Which relation.
+    pub fn rel(&self) -> RelTag {
+        self.rel.0
+    }
 }
 
 /// A relation fork as it is typed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RelName(pub RelTag);
+struct RelName(RelTag);
 
 impl FromStr for RelName {
     type Err = String;
@@ -80,8 +99,9 @@ impl FromStr for RelName {
 /// Carries the verb out.
 pub fn run(arguments: &Page) -> Result<()> {
     let Verb::Get(get) = &arguments.verb;
-    let mut stream = PageStream::open(&get.server, get.tenant, get.timeline)?;
-    let request = Request { header: as_of(get.lsn), query: Query::Page { rel: get.rel.0, block: get.block } };
+    let mut stream = get.from.open()?;
+    let rel = get.from.rel();
+    let request = Request { header: as_of(get.lsn), query: Query::Page { rel, block: get.block } };
     let bytes = stream.ask(&request)?;
     let response = bytes.response()?;
     ensure!(response.answers(&request), "the server answered another request");
@@ -96,8 +116,7 @@ pub fn run(arguments: &Page) -> Result<()> {
     } else {
         writeln!(
             out,
-            "# {} block {}: LSN {}, checksum {:04x}",
-            get.rel.0,
+            "# {rel} block {}: LSN {}, checksum {:04x}",
             get.block,
             page::lsn(page),
             page::checksum(page, get.block)

@@ -193,10 +193,7 @@ impl Pageserver {
 
     /// The end of the last record that the timeline serves.
     pub async fn last_record_lsn(&self, tenant: TenantId, timeline: TimelineId) -> Result<Lsn> {
-        let detail = self.timeline(tenant, timeline).await?;
-        let text =
-            detail["last_record_lsn"].as_str().with_context(|| format!("no last_record_lsn: {detail}"))?;
-        Ok(text.parse()?)
+        last_record_lsn(&self.timeline(tenant, timeline).await?)
     }
 
     /// Makes a timeline that imports the primary at `dsn` and follows it. Returns when that is accepted.
@@ -234,23 +231,7 @@ impl Pageserver {
         timeline: TimelineId,
         limit: Duration,
     ) -> Result<()> {
-        let since = Instant::now();
-        loop {
-            let now = self.timeline(tenant, timeline).await;
-            if now.as_ref().is_ok_and(|detail| detail["state"] == "Active") {
-                return Ok(());
-            }
-            let process = self.process.as_mut().context("it does not run")?;
-            if let Some(status) = process.exit_status() {
-                bail!("the pageserver ended with {status}:\n{}", process.log_tail());
-            }
-            ensure!(
-                since.elapsed() < limit,
-                "not active after {limit:?}, but: {now:?}\n{}",
-                process.log_tail()
-            );
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        self.wait_until((tenant, timeline), limit, "active", |detail| Ok(detail["state"] == "Active")).await
     }
 
     /// Waits until the timeline serves everything before `lsn`.
@@ -261,10 +242,22 @@ impl Pageserver {
         lsn: Lsn,
         limit: Duration,
     ) -> Result<()> {
+        let what = format!("at {lsn}");
+        self.wait_until((tenant, timeline), limit, &what, |detail| Ok(last_record_lsn(detail)? >= lsn)).await
+    }
+
+    /// Waits until a timeline's detail is as wanted; says what it was instead, and how the server fares, when it takes too long.
+    async fn wait_until(
+        &mut self,
+        (tenant, timeline): (TenantId, TimelineId),
+        limit: Duration,
+        what: &str,
+        is_reached: impl Fn(&Value) -> Result<bool>,
+    ) -> Result<()> {
         let since = Instant::now();
         loop {
-            let now = self.last_record_lsn(tenant, timeline).await;
-            if now.as_ref().is_ok_and(|now| *now >= lsn) {
+            let now = self.timeline(tenant, timeline).await;
+            if now.as_ref().is_ok_and(|detail| is_reached(detail).unwrap_or(false)) {
                 return Ok(());
             }
             let process = self.process.as_mut().context("it does not run")?;
@@ -273,7 +266,7 @@ impl Pageserver {
             }
             ensure!(
                 since.elapsed() < limit,
-                "not at {lsn} after {limit:?}, but: {now:?}\n{}",
+                "not {what} after {limit:?}, but: {now:?}\n{}",
                 process.log_tail()
             );
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -304,6 +297,11 @@ impl Pageserver {
         .await??;
         Ok(home)
     }
+}
+
+fn last_record_lsn(detail: &Value) -> Result<Lsn> {
+    let text = detail["last_record_lsn"].as_str().with_context(|| format!("no last_record_lsn: {detail}"))?;
+    Ok(text.parse()?)
 }
 
 impl Drop for Pageserver {

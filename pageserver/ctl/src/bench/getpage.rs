@@ -9,12 +9,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use codec::pagestream::{Answer, Query, Request, RequestHeader};
-use model::{Lsn, TenantId, TimelineId};
+use model::Lsn;
 use rand::RngExt as _;
 
 use super::clock::{Samples, cpu_time, line};
-use crate::copy_out::Server;
-use crate::page::RelName;
+use crate::page::ServedRelation;
 use crate::page_stream::PageStream;
 
 /// Bytes of the floor's request and answer: about those of a page's.
@@ -24,18 +23,8 @@ const ANSWERED: usize = 8208;
 /// Asks a pageserver for random pages: latency one by one, then throughput.
 #[derive(Debug, Args)]
 pub struct GetPage {
-    /// The pageserver: host:port of its libpq service, or a postgres:// URL.
-    #[arg(long, default_value = "127.0.0.1:64000")]
-    server: Server,
-    /// Whose timeline.
-    #[arg(long)]
-    tenant: TenantId,
-    /// Which.
-    #[arg(long)]
-    timeline: TimelineId,
-    /// The relation: TABLESPACE/DATABASE/RELATION oids.
-    #[arg(long, value_name = "OIDS")]
-    rel: RelName,
+    #[command(flatten)]
+    from: ServedRelation,
     /// Its pages from 0 on are asked for; it must have so many.
     #[arg(long)]
     blocks: u32,
@@ -72,7 +61,7 @@ struct Pages<'a> {
 impl Pages<'_> {
     fn request(&self, block: u32) -> Request {
         let header = RequestHeader { id: 1, request_lsn: Lsn::MAX, not_modified_since: Lsn(1) };
-        Request { header, query: Query::Page { rel: self.arguments.rel.0, block } }
+        Request { header, query: Query::Page { rel: self.arguments.from.rel(), block } }
     }
 }
 
@@ -174,8 +163,7 @@ pub fn run(arguments: &GetPage) -> Result<()> {
 }
 
 fn open(arguments: &GetPage) -> Result<Pages<'_>> {
-    let stream = PageStream::open(&arguments.server, arguments.tenant, arguments.timeline)?;
-    Ok(Pages { stream, arguments })
+    Ok(Pages { stream: arguments.from.open()?, arguments })
 }
 
 /// The first page, which finds nothing at hand, then others that lie in chunks of their own.
