@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
+/// How long the kernel may take over ending what was killed.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// A child process and its group.
 ///
 /// The thread that spawned a child with a parent-death signal must outlive it, as the kernel sends the signal at the
@@ -68,21 +71,29 @@ impl Process {
         }
     }
 
-    /// kill -9 for the process, its group and everything it started, and waits until it is gone.
+    /// kill -9 for the process, its group and everything it started, and waits until all of it is gone: what lives on a moment longer may still
+    /// write files, or hold what the next start needs.
     pub fn kill(&mut self) {
-        // Children may have left the group (Postgres' all do): find them while their parent still names them.
+        // Stopped first, it starts nothing more while we look. Children may have left the group (Postgres' all do): they are found while
+        // their parent still names them.
+        let runs = self.exit_status().is_none();
+        if runs {
+            kill_process(self.pid, Signal::STOP).ok();
+        }
         let children = descendants(self.pid());
-        if self.exit_status().is_none() {
+        if runs {
             kill_process(self.pid, Signal::KILL).ok();
             kill_process_group(self.pid, Signal::KILL).ok();
         }
-        for child in children {
-            if let Some(child) = Pid::from_raw(child as i32) {
-                kill_process(child, Signal::KILL).ok();
-            }
+        for child in children.iter().filter_map(|child| Pid::from_raw(*child as i32)) {
+            kill_process(child, Signal::KILL).ok();
         }
         if self.status.is_none() {
-            self.status = self.ended.recv_timeout(Duration::from_secs(10)).ok();
+            self.status = self.ended.recv_timeout(PATIENCE).ok();
+        }
+        let since = Instant::now();
+        while since.elapsed() < PATIENCE && children.iter().any(|child| is_alive(*child)) {
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 
@@ -130,16 +141,26 @@ impl Drop for Process {
     }
 }
 
+/// State and parent of a process.
+fn state_of(pid: u32) -> Option<(char, u32)> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command's name, in parentheses, may hold anything: the fields start after the last one.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+}
+
+/// Whether a process can still do something: one that only waits to be asked how it ended cannot.
+fn is_alive(pid: u32) -> bool {
+    state_of(pid).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'))
+}
+
 /// Every process below `root` now.
 fn descendants(root: u32) -> Vec<u32> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     let pairs: Vec<(u32, u32)> = entries
         .filter_map(|entry| {
             let pid: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-            // The command's name, in parentheses, may hold anything: the fields start after the last one.
-            let parent = stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()?;
-            Some((pid, parent))
+            state_of(pid).map(|(_, parent)| (pid, parent))
         })
         .collect();
     let mut found = vec![root];
