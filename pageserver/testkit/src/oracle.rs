@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use codec::page::Page;
-use model::{Fork, Lsn, RelLocator, RelTag, SlruKind};
+use model::{Fork, Lsn, RelLocator, RelTag, SlruKind, TenantId, TimelineId};
 
 use crate::cluster_files::{self, PageKind, Relation, RelationFile};
 use crate::page_client::{PAGE, PageClient};
 use crate::page_compare::{Verdict, compare, visibility_bits};
-use crate::postgres::Postgres;
+use crate::pageserver::Pageserver;
+use crate::postgres::{Postgres, Shutdown};
 
 /// Where the clean shutdown's checkpoint record starts: WAL before and with it makes the files.
 pub fn shutdown_checkpoint(postgres: &Postgres) -> Result<Lsn> {
@@ -280,4 +282,22 @@ pub async fn compare_slrus(postgres: &Postgres, pages: &mut Pages) -> Result<u64
         }
     }
     Ok(compared)
+}
+
+/// Stops the primary and holds every relation and SLRU page of `timeline` against its files. `limit` is how long its last WAL may take to arrive.
+pub async fn same_as_primary(
+    postgres: &mut Postgres,
+    server: &mut Pageserver,
+    (tenant, timeline): (TenantId, TimelineId),
+    limit: Duration,
+) -> Result<()> {
+    let relations = cluster_files::permanent_relations(postgres).await?;
+    let took = postgres.stop(Shutdown::Fast).await?;
+    ensure!(took < Duration::from_secs(10), "the primary took {took:?} to stop");
+    server.wait_for(tenant, timeline, shutdown_checkpoint(postgres)?, limit).await?;
+    let last = server.last_record_lsn(tenant, timeline).await?;
+    let mut pages = Pages::Served(server.pages(tenant, timeline).await?, last);
+    let tally = compare_relations(postgres, &relations, &mut pages).await?;
+    compare_slrus(postgres, &mut pages).await?;
+    tally.verdict()
 }

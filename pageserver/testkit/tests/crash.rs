@@ -10,11 +10,14 @@ use anyhow::{Context, Result, ensure};
 use model::{Lsn, TenantId, TimelineId};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use testkit::oracle::{Pages, compare_relations, compare_slrus, shutdown_checkpoint};
+use testkit::oracle::same_as_primary;
 use testkit::workload::{Workload, answers};
 use testkit::{
     BucketAt, Fault, FaultProxy, Pageserver, Postgres, PostgresConfig, Shutdown, Versitygw, cluster_files,
 };
+
+/// How long WAL may take to arrive after all that was done to the server.
+const PATIENCE: Duration = Duration::from_mins(3);
 
 fn is_long() -> bool {
     std::env::var("ORACLE").as_deref() == Ok("long")
@@ -22,24 +25,6 @@ fn is_long() -> bool {
 
 fn ids() -> (TenantId, TimelineId) {
     (TenantId(rand::random()), TimelineId(rand::random()))
-}
-
-/// Stops the primary and compares every page of `timeline` with its files.
-async fn same_as_primary(
-    postgres: &mut Postgres,
-    server: &mut Pageserver,
-    tenant: TenantId,
-    timeline: TimelineId,
-) -> Result<()> {
-    let relations = cluster_files::permanent_relations(postgres).await?;
-    let took = postgres.stop(Shutdown::Fast).await?;
-    ensure!(took < Duration::from_secs(10), "the primary took {took:?} to stop");
-    server.wait_for(tenant, timeline, shutdown_checkpoint(postgres)?, Duration::from_mins(3)).await?;
-    let last = server.last_record_lsn(tenant, timeline).await?;
-    let mut pages = Pages::Served(server.pages(tenant, timeline).await?, last);
-    let tally = compare_relations(postgres, &relations, &mut pages).await?;
-    compare_slrus(postgres, &mut pages).await?;
-    tally.verdict()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -83,7 +68,7 @@ async fn killed_often(seed: u64, kills: u32) -> Result<()> {
         server.wait_active(tenant, timeline, Duration::from_mins(2)).await?;
         work.round().await?;
     }
-    same_as_primary(&mut postgres, &mut server, tenant, timeline).await
+    same_as_primary(&mut postgres, &mut server, (tenant, timeline), PATIENCE).await
 }
 
 /// The source may forget only WAL that the bucket has: no slot is past the furthest WAL object or layer.
@@ -244,5 +229,5 @@ async fn two_servers() -> Result<()> {
     };
     ensure!(!status.success(), "the superseded server ended without an error");
     later.wait_active(tenant, timeline, Duration::from_mins(1)).await?;
-    same_as_primary(&mut postgres, &mut later, tenant, timeline).await
+    same_as_primary(&mut postgres, &mut later, (tenant, timeline), PATIENCE).await
 }

@@ -7,8 +7,8 @@ use anyhow::{Context, Result, ensure};
 use hyper::Method;
 use model::{Lsn, TenantId, TimelineId};
 use serde_json::{Value, json};
-use testkit::oracle::{Pages, compare_relations, shutdown_checkpoint};
-use testkit::{BucketAt, Pageserver, Postgres, PostgresConfig, Shutdown, account, cluster_files};
+use testkit::oracle::same_as_primary;
+use testkit::{BucketAt, Pageserver, Postgres, PostgresConfig, Shutdown, account};
 
 const MAJOR: u32 = 17;
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -91,21 +91,6 @@ async fn set_source(
     server.http(Method::PUT, &path, Some(&json!({"dsn": source.dsn()}))).await
 }
 
-/// Stops the primary and compares every page of its relations.
-async fn same_pages(
-    postgres: &mut Postgres,
-    server: &mut Pageserver,
-    tenant: TenantId,
-    timeline: TimelineId,
-) -> Result<()> {
-    let relations = cluster_files::permanent_relations(postgres).await?;
-    postgres.stop(Shutdown::Fast).await?;
-    server.wait_for(tenant, timeline, shutdown_checkpoint(postgres)?, PATIENCE).await?;
-    let last = server.last_record_lsn(tenant, timeline).await?;
-    let mut pages = Pages::Served(server.pages(tenant, timeline).await?, last);
-    compare_relations(postgres, &relations, &mut pages).await?.verdict()
-}
-
 async fn slots(postgres: &Postgres) -> Result<Vec<String>> {
     let rows = postgres.sql("SELECT slot_name FROM pg_replication_slots ORDER BY 1").await?;
     Ok(rows.into_iter().filter_map(|row| row.into_iter().next().flatten()).collect())
@@ -163,7 +148,7 @@ async fn clean_failovers() -> Result<()> {
     server.wipe_disk()?;
     server.start_again().await?;
     second.sql("INSERT INTO t VALUES (10000)").await?;
-    same_pages(&mut second, &mut server, tenant, timeline).await
+    same_as_primary(&mut second, &mut server, (tenant, timeline), PATIENCE).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -226,7 +211,7 @@ async fn diverged_failover() -> Result<()> {
     standby.sql("INSERT INTO t VALUES (-501)").await?;
     server.wait_for(tenant, successor, end_of(&standby).await?, PATIENCE).await?;
     detail_when(&server, tenant, timeline, |detail| detail["is_archived"] == true).await?;
-    same_pages(&mut standby, &mut server, tenant, successor).await
+    same_as_primary(&mut standby, &mut server, (tenant, successor), PATIENCE).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -335,7 +320,7 @@ async fn two_restores() -> Result<()> {
     server.wipe_disk()?;
     server.start_again().await?;
     server.wait_for(tenant, branch, end_of(&one).await?, PATIENCE).await?;
-    same_pages(&mut one, &mut server, tenant, branch).await
+    same_as_primary(&mut one, &mut server, (tenant, branch), PATIENCE).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
