@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// What the proxy does to connections from now on. A change also ends the connections of before, except for a change
-/// between [`Fault::None`], [`Fault::Slow`] and [`Fault::Stall`], which they follow.
+/// between [`Fault::None`], [`Fault::Slow`], [`Fault::Stall`] and [`Fault::StallAt`], which they follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// Nothing: passes bytes on.
@@ -25,6 +25,8 @@ pub enum Fault {
     },
     /// Takes bytes and passes none on.
     Stall,
+    /// The same, from bytes on that hold this text. They are passed on later also when their sender is gone by then.
+    StallAt(&'static str),
     /// Passes this many bytes of answers on in each connection, then cuts it.
     CutAfter {
         /// Bytes of answers.
@@ -34,7 +36,15 @@ pub enum Fault {
 
 impl Fault {
     fn is_gentle(self) -> bool {
-        matches!(self, Fault::None | Fault::Slow { .. } | Fault::Stall)
+        matches!(self, Fault::None | Fault::Slow { .. } | Fault::Stall | Fault::StallAt(_))
+    }
+
+    fn stalls(self, bytes: &[u8]) -> bool {
+        match self {
+            Fault::Stall => true,
+            Fault::StallAt(text) => bytes.windows(text.len()).any(|window| window == text.as_bytes()),
+            _ => false,
+        }
     }
 }
 
@@ -43,6 +53,7 @@ impl Fault {
 pub struct FaultProxy {
     port: u16,
     fault: watch::Sender<Fault>,
+    stalled: watch::Receiver<usize>,
     _tasks: JoinSet<()>,
 }
 
@@ -52,20 +63,27 @@ impl FaultProxy {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let port = listener.local_addr()?.port();
         let (fault, faults) = watch::channel(Fault::None);
+        let (stalls, stalled) = watch::channel(0);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
-                connections.spawn(serve(client, target, faults.clone()));
+                connections.spawn(serve(client, target, faults.clone(), stalls.clone()));
                 while connections.try_join_next().is_some() {}
             }
         });
-        Ok(FaultProxy { port, fault, _tasks: tasks })
+        Ok(FaultProxy { port, fault, stalled, _tasks: tasks })
     }
 
     /// From now on, this fault.
     pub fn set(&self, fault: Fault) {
         self.fault.send_replace(fault);
+    }
+
+    /// Waits until bytes were stalled, at any time since the start.
+    pub async fn has_stalled(&self) {
+        let mut stalled = self.stalled.clone();
+        stalled.wait_for(|count| *count > 0).await.ok();
     }
 
     /// `http://127.0.0.1:<port>`.
@@ -79,12 +97,17 @@ impl FaultProxy {
     }
 }
 
-async fn serve(client: TcpStream, target: u16, mut faults: watch::Receiver<Fault>) {
+async fn serve(
+    client: TcpStream,
+    target: u16,
+    mut faults: watch::Receiver<Fault>,
+    stalls: watch::Sender<usize>,
+) {
     let fault = *faults.borrow_and_update();
     match fault {
         Fault::Refuse => {}
         Fault::Status(status) => answer_each(client, status, faults).await,
-        Fault::None | Fault::Slow { .. } | Fault::Stall | Fault::CutAfter { .. } => {
+        Fault::None | Fault::Slow { .. } | Fault::Stall | Fault::StallAt(_) | Fault::CutAfter { .. } => {
             let Ok(server) = TcpStream::connect(("127.0.0.1", target)).await else { return };
             client.set_nodelay(true).ok();
             server.set_nodelay(true).ok();
@@ -93,9 +116,9 @@ async fn serve(client: TcpStream, target: u16, mut faults: watch::Receiver<Fault
             let (from_server, to_server) = server.into_split();
             tokio::select! {
                 () = changes_from(fault, faults.clone()) => {}
-                () = pass(from_server, to_client, limit, faults.clone()) => {}
+                () = pass(from_server, to_client, limit, faults.clone(), &stalls) => {}
                 // A client that stops sending still reads its answer.
-                () = async { pass(from_client, to_server, u64::MAX, faults).await; std::future::pending().await } => {}
+                () = async { pass(from_client, to_server, u64::MAX, faults, &stalls).await; std::future::pending().await } => {}
             }
         }
     }
@@ -119,14 +142,16 @@ async fn pass(
     mut to: impl AsyncWrite + Unpin,
     mut limit: u64,
     mut faults: watch::Receiver<Fault>,
+    stalls: &watch::Sender<usize>,
 ) {
     let mut buffer = vec![0; 16 * 1024];
     while let Ok(length @ 1..) = from.read(&mut buffer).await {
         let fault = *faults.borrow_and_update();
         match fault {
-            Fault::Stall => {
+            stall if stall.stalls(&buffer[..length]) => {
+                stalls.send_modify(|count| *count += 1);
                 // Nothing passes until the fault is another; what was read is kept.
-                while *faults.borrow_and_update() == Fault::Stall {
+                while *faults.borrow_and_update() == stall {
                     if faults.changed().await.is_err() {
                         return;
                     }
@@ -220,11 +245,16 @@ mod tests {
         let since = std::time::Instant::now();
         assert_eq!(ask(&proxy).await.len(), 100_000);
         assert!(since.elapsed() > Duration::from_millis(200), "too fast: {:?}", since.elapsed());
-        proxy.set(Fault::Stall);
-        let asked = ask(&proxy);
-        tokio::pin!(asked);
-        assert!(tokio::time::timeout(Duration::from_millis(100), &mut asked).await.is_err());
-        proxy.set(Fault::None);
-        assert_eq!(asked.await.len(), 100_000);
+        proxy.set(Fault::StallAt("POST"));
+        assert_eq!(ask(&proxy).await.len(), 100_000);
+        for stall in [Fault::Stall, Fault::StallAt("GET")] {
+            proxy.set(stall);
+            let asked = ask(&proxy);
+            tokio::pin!(asked);
+            assert!(tokio::time::timeout(Duration::from_millis(100), &mut asked).await.is_err());
+            proxy.has_stalled().await;
+            proxy.set(Fault::None);
+            assert_eq!(asked.await.len(), 100_000);
+        }
     }
 }

@@ -8,7 +8,7 @@ use hyper::Method;
 use model::{Lsn, TenantId, TimelineId};
 use serde_json::{Value, json};
 use testkit::oracle::same_as_primary;
-use testkit::{BucketAt, Pageserver, Postgres, PostgresConfig, Shutdown, account};
+use testkit::{BucketAt, Fault, FaultProxy, Pageserver, Postgres, PostgresConfig, Shutdown, account};
 
 const MAJOR: u32 = 17;
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -280,6 +280,48 @@ async fn lost_slot() -> Result<()> {
     ensure!(code == 202 && answer.is_null(), "{code} {answer}");
     let left = slots(&primary).await?;
     ensure!(!left.contains(&format!("palimpsest_{another}")), "{left:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_is_asked_for_does_not_outlive_its_timeline() {
+    late_slot().await.unwrap();
+}
+
+/// The source hears of a wanted slot only after the one who wanted it was told to stop: had the deletion not waited for that, the slot would
+/// come to be after it was dropped.
+async fn late_slot() -> Result<()> {
+    let primary = Postgres::start(&config()).await?;
+    let proxy = FaultProxy::start(primary.port()).await?;
+    let through = primary.dsn().replace(&primary.port().to_string(), &proxy.port().to_string());
+    let bucket = tempfile::tempdir()?;
+    let (tenant, timeline) = ids();
+    let mut server = server_over(bucket.path()).await?;
+    server.follow(tenant, timeline, &through).await?;
+    server.wait_active(tenant, timeline, PATIENCE).await?;
+    server.stop().await?;
+    proxy.set(Fault::StallAt("CREATE_REPLICATION_SLOT"));
+    server.start_again().await?;
+    tokio::time::timeout(PATIENCE, proxy.has_stalled()).await?;
+
+    let path = format!("/v1/tenant/{tenant}/timeline/{timeline}");
+    let deletion = server.http(Method::DELETE, &path, None);
+    let source_hears = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        proxy.set(Fault::None);
+    };
+    let (deleted, ()) = tokio::join!(deletion, source_hears);
+    let (code, answer) = deleted?;
+    ensure!(code == 202 && answer.is_null(), "{code} {answer}");
+    let since = Instant::now();
+    while primary.value("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'walsender'").await?
+        != "0"
+    {
+        ensure!(since.elapsed() < PATIENCE, "a walsender remains");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let left = slots(&primary).await?;
+    ensure!(left.is_empty(), "{left:?}");
     Ok(())
 }
 

@@ -283,9 +283,17 @@ impl Followers {
         }
         let mut client = Client::connect(&source, Purpose::Replication).await.map_err(FollowError::from)?;
         let history = replication::history(&mut client, identity.tli).await.map_err(FollowError::from)?;
-        client.close().await;
         course_of(timeline, &identity, &history).await?;
-        self.store_source(timeline, &source).await?;
+        // Before the answer: from it on, the source may be counted on to keep the WAL that comes next.
+        let slot = Self::slot_name(timeline.id());
+        let is_new = replication::create_slot(&mut client, &slot).await.map_err(FollowError::from)?;
+        if let Err(error) = self.store_source(timeline, &source).await {
+            if is_new && let Err(error) = replication::drop_slot(&mut client, &slot).await {
+                tracing::warn!(slot, "remains on the source {source}: {error}");
+            }
+            return Err(error.into());
+        }
+        client.close().await;
         self.follow(timeline, source);
         Ok(())
     }

@@ -107,14 +107,15 @@ pub async fn run(
     let (base, layers) = {
         tokio::pin!(receive);
         let filled = tokio::select! {
-            filled = fill => filled?,
-            () = stop.cancelled() => return Err(ImportFailure::Stopping),
+            filled = fill => filled,
+            () = stop.cancelled() => Err(ImportFailure::Stopping),
             error = &mut receive => return Err(error.map_or(ImportFailure::Stopping, ImportFailure::Follow)),
         };
-        // Not dropped in the middle of handing bytes on: what the timeline then opens with is all that was received.
+        // Dropped neither in the middle of handing bytes on (the timeline then opens with all that was received) nor while the source makes
+        // our slot.
         stop_receiving.cancel();
         receive.await;
-        filled
+        filled?
     };
     client.close().await;
     state.set("importing: opening the timeline");

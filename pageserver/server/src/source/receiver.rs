@@ -222,11 +222,7 @@ impl Receiver {
     /// Connects, follows until told to stop or until something fails.
     pub async fn follow(&self, stop: CancellationToken) -> Result<(), FollowError> {
         self.state.set("connecting");
-        let followed = tokio::select! {
-            followed = self.connected(&stop) => followed,
-            trouble = self.watch_claim() => Err(trouble.into()),
-            () = stop.cancelled() => Ok(()),
-        };
+        let followed = self.connected(&stop).await;
         self.state.set(match &followed {
             Ok(()) => "stopped".to_owned(),
             Err(error @ FollowError::SlotLost { .. }) => format!("SlotLost: {error}"),
@@ -250,16 +246,18 @@ impl Receiver {
     }
 
     async fn connected(&self, stop: &CancellationToken) -> Result<(), FollowError> {
-        // Before the slot is taken: an owner that was superseded must not take it from its successor.
-        self.claim.validate().await?;
-        let mut client = Client::connect(&self.source, Purpose::Replication).await?;
-        let identity = replication::identify(&mut client).await?;
-        self.check(&identity)?;
-        self.warn_of_synchronous_commit(&mut client).await;
-        let history = replication::history(&mut client, identity.tli).await?;
-        self.join(&identity, &history).await?;
+        let (mut client, history) = tokio::select! {
+            prepared = self.prepare() => prepared?,
+            () = stop.cancelled() => return Ok(()),
+        };
+        // To its end, also when we are to stop: the source carries out what it was sent after we closed the connection, and a slot made after
+        // a deletion dropped it would keep WAL for ever.
         self.have_slot(&mut client).await?;
-        let followed = self.follow_history(&mut client, &history, stop).await;
+        let followed = tokio::select! {
+            followed = self.follow_history(&mut client, &history, stop) => followed,
+            trouble = self.watch_claim() => Err(trouble.into()),
+            () = stop.cancelled() => return Ok(()),
+        };
         match &followed {
             Ok(()) => client.close().await,
             Err(FollowError::SlotLost { .. }) => {
@@ -272,6 +270,19 @@ impl Receiver {
             Err(_) => {}
         }
         followed
+    }
+
+    /// Everything before the slot.
+    async fn prepare(&self) -> Result<(Client, TimelineHistory), FollowError> {
+        // Before the slot is taken: an owner that was superseded must not take it from its successor.
+        self.claim.validate().await?;
+        let mut client = Client::connect(&self.source, Purpose::Replication).await?;
+        let identity = replication::identify(&mut client).await?;
+        self.check(&identity)?;
+        self.warn_of_synchronous_commit(&mut client).await;
+        let history = replication::history(&mut client, identity.tli).await?;
+        self.join(&identity, &history).await?;
+        Ok((client, history))
     }
 
     /// Finds our place in the source's history, and notes the Postgres timelines that it went through there.
