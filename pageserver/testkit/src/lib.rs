@@ -1,15 +1,16 @@
-//! Real servers for tests: Postgres 14-18, an S3 server, pageservers, and a proxy that makes the way to a bucket bad.
+//! Real servers for tests: Postgres 14-18, an S3 server, pageservers, a Kubernetes API server, and a proxy that makes the way to a bucket bad.
 //!
 //! Nothing here is shipped. Every server lives in a process group of its own, in a directory of its own, on ports of
 //! its own, and ends when its handle is dropped or when the test process dies, whatever kills it. Postgres refuses to
 //! run as root; under root it runs as an unprivileged user ([`account`]).
 //!
 //! In reading order: [`account`], [`port`], [`process`], [`postgres`], [`workload`], [`versitygw`], [`fault_proxy`],
-//! [`pageserver`], [`page_client`], [`cluster_files`], [`page_compare`], [`oracle`].
+//! [`pageserver`], [`page_client`], [`cluster_files`], [`page_compare`], [`oracle`], [`kubernetes`].
 
 pub mod account;
 pub mod cluster_files;
 pub mod fault_proxy;
+pub mod kubernetes;
 pub mod oracle;
 pub mod page_client;
 pub mod page_compare;

@@ -51,6 +51,11 @@ impl Process {
         Ok(Process { name: name.to_owned(), pid, log: log.to_owned(), ended, status: None })
     }
 
+    /// What it is, as it was started.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The process id.
     pub fn pid(&self) -> u32 {
         self.pid.as_raw_nonzero().get() as u32
