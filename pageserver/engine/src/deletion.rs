@@ -12,8 +12,8 @@ use model::{Generation, TenantShardId, TimelineId};
 use crate::bucket::DELETE_BATCH;
 use crate::claim::{Claim, ValidateError, create_deleted, list_claims};
 use crate::object_path::{
-    ObjectPath, index_prefix, tenant_prefix, tenant_wal_prefix, timeline_prefix, tombstones_prefix,
-    wal_prefix,
+    ObjectPath, config_prefix, index_prefix, tenant_prefix, tenant_wal_prefix, timeline_prefix,
+    tombstones_prefix, wal_prefix,
 };
 use crate::ports::{Body, Bucket, BucketError, ListRequest, PutIf};
 
@@ -127,7 +127,7 @@ pub async fn delete_tenant_data(
         return Err(DeleteTenantError::ForeignClaim { tenant, by });
     }
     let mut deleted = 0;
-    for prefix in [tenant_wal_prefix(tenant), tenant_prefix(tenant)] {
+    for prefix in [tenant_wal_prefix(tenant), config_prefix(tenant), tenant_prefix(tenant)] {
         let paths = list_all(bucket, &prefix).await?;
         for batch in paths.chunks(DELETE_BATCH) {
             bucket.delete(batch).await?;

@@ -6,6 +6,7 @@
 //! palimpsest/claims/<tenant shard>/<generation>
 //! palimpsest/tombstones/<tenant shard>/<timeline>
 //! palimpsest/wal/<tenant shard>/<timeline>/<Postgres timeline %08X>/<start %016X>-<end %016X>-<generation>
+//! palimpsest/config/<tenant shard>/<generation>
 //! palimpsest/probes/<32 hexadecimal digits>
 //! ```
 //!
@@ -69,6 +70,13 @@ pub enum ObjectPath {
         /// Who received it.
         generation: Generation,
     },
+    /// What a tenant is told to do otherwise than servers do, as one of its owners has it.
+    Config {
+        /// Which tenant shard.
+        tenant: TenantShardId,
+        /// The owner.
+        generation: Generation,
+    },
     /// Written and removed again while a process starts, to see whether conditions hold in this bucket.
     Probe {
         /// Different each time.
@@ -99,6 +107,11 @@ pub fn tenant_prefix(tenant: TenantShardId) -> String {
 /// Where the claims of a tenant shard are, with a slash at the end.
 pub fn claims_prefix(tenant: TenantShardId) -> String {
     format!("palimpsest/claims/{tenant}/")
+}
+
+/// Where the settings of a tenant shard are, with a slash at the end.
+pub fn config_prefix(tenant: TenantShardId) -> String {
+    format!("palimpsest/config/{tenant}/")
 }
 
 /// Where the tombstones of a tenant shard are, with a slash at the end.
@@ -135,6 +148,7 @@ impl fmt::Display for ObjectPath {
                 "palimpsest/wal/{tenant}/{timeline}/{:08X}/{:016X}-{:016X}-{generation}",
                 tli.0, start.0, end.0
             ),
+            ObjectPath::Config { tenant, generation } => write!(f, "palimpsest/config/{tenant}/{generation}"),
             ObjectPath::Probe { nonce } => write!(f, "palimpsest/probes/{nonce:032x}"),
         }
     }
@@ -193,6 +207,9 @@ fn parse(text: &str) -> Option<ObjectPath> {
                 let generation = fields.next()?.parse().ok()?;
                 ObjectPath::Wal { tenant, timeline, tli, start, end, generation }
             }
+            "config" => {
+                ObjectPath::Config { tenant: part()?.parse().ok()?, generation: part()?.parse().ok()? }
+            }
             "probes" => ObjectPath::Probe { nonce: u128::from_str_radix(part()?, 16).ok()? },
             _ => return None,
         },
@@ -228,6 +245,7 @@ mod tests {
             format!("palimpsest/claims/{TENANT}-0102/ffffffff"),
             format!("palimpsest/tombstones/{TENANT}/{TIMELINE}"),
             format!("palimpsest/wal/{TENANT}/{TIMELINE}/0000000B/00000000020000A0-0000000003000000-00000001"),
+            format!("palimpsest/config/{TENANT}/00000007"),
             format!("palimpsest/probes/{TENANT}"),
         ] {
             let path: ObjectPath = text.parse().unwrap_or_else(|error| panic!("{error}"));

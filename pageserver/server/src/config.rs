@@ -13,6 +13,8 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use engine::bucket::BucketUrl;
 
+use crate::tls::TlsFiles;
+
 /// What stands before a setting's name in the environment.
 const ENVIRONMENT_PREFIX: &str = "PALIMPSEST_";
 
@@ -46,6 +48,56 @@ pub struct Config {
     /// Where the HTTP API and `/metrics` are served.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9898")]
     pub listen_http_addr: SocketAddr,
+
+    /// Where an operator attaches tenants and makes timelines (gRPC). Empty: the server is on its own, and claims every tenant in the bucket at start.
+    #[arg(long, value_name = "ADDRESS", default_value = "")]
+    pub listen_control_addr: String,
+
+    /// File with the token that the operator must send. Anybody who has it can delete all history; for development.
+    #[arg(long, value_name = "FILE", default_value = "")]
+    pub control_token_file: String,
+
+    /// Certificate of the control API, with those that lead to a root: PEM. Read again when it changes, as are the next two.
+    #[arg(long, value_name = "FILE", default_value = "")]
+    pub control_tls_cert_file: String,
+
+    /// Its key.
+    #[arg(long, value_name = "FILE", default_value = "")]
+    pub control_tls_key_file: String,
+
+    /// Roots of the certificates that operators must show.
+    #[arg(long, value_name = "FILE", default_value = "")]
+    pub control_tls_ca_file: String,
+
+    /// The DNS name that an operator's certificate must be made out to.
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub control_client_name: String,
+
+    /// Whether the bucket must create objects only where there are none: `required`, or `best-effort` for stores that cannot, where only the
+    /// operator prevents two owners.
+    #[arg(long, value_name = "HOW", default_value = "required")]
+    pub conditional_writes: ConditionalWrites,
+
+    /// Certificate of the libpq service and of HTTP, with those that lead to a root: PEM. Without TLS then nobody is served. Empty: no TLS.
+    #[arg(long, value_name = "FILE", default_value = "")]
+    pub tls_cert_file: String,
+
+    /// Its key.
+    #[arg(long, value_name = "FILE", default_value = "")]
+    pub tls_key_file: String,
+
+    /// File or directory of Ed25519 public keys in PEM form: clients need a token then that one of them verifies. Read again when it changes. Empty:
+    /// anybody may read everything.
+    #[arg(long, value_name = "PATH", default_value = "")]
+    pub jwt_public_key_dir: String,
+
+    /// Name of the pod that the server runs in: claims in the bucket say it.
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub pod_name: String,
+
+    /// UID of the pod.
+    #[arg(long, value_name = "UID", default_value = "")]
+    pub pod_uid: String,
 
     /// libpq connections served at once; further ones are refused. Each costs a task and two small buffers.
     #[arg(long, value_name = "COUNT", default_value = "2000")]
@@ -103,6 +155,10 @@ pub struct Config {
     #[arg(long, value_name = "FILE", default_value = "")]
     pub passfile: String,
 
+    /// Directory of files that hold the password of a WAL source each, named by `credentials=` in a connection string: a Secret that is mounted.
+    #[arg(long, value_name = "DIRECTORY", default_value = "")]
+    pub credentials_dir: String,
+
     /// Directory of backups and of clusters that were shut down: each may be imported by its path below. Empty: none.
     #[arg(long, value_name = "DIRECTORY", default_value = "")]
     pub base_dir: String,
@@ -118,6 +174,15 @@ pub struct Config {
     /// What is logged: a level, or directives such as `info,server::source=debug`.
     #[arg(long, value_name = "FILTER", default_value = "info")]
     pub log_filter: String,
+}
+
+/// Whether a bucket must have conditional writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ConditionalWrites {
+    /// Nothing is attached without them.
+    Required,
+    /// A bucket without them is used all the same.
+    BestEffort,
 }
 
 /// How log lines look.
@@ -224,6 +289,15 @@ struct CommandLine {
 enum VerbName {
     /// Print every setting with its meaning and default, as a file to start from.
     Config,
+    /// Have the server of this working directory emptied by its operator: for what a pod does before it stops.
+    Drain {
+        /// Return only when nothing is attached any more.
+        #[arg(long)]
+        wait: bool,
+        /// Give up waiting after so long, with exit status 1.
+        #[arg(long, value_name = "DURATION", default_value = "10m")]
+        deadline: Span,
+    },
 }
 
 /// What the command line asks for.
@@ -231,6 +305,8 @@ enum VerbName {
 pub enum Verb {
     /// Serve, with these settings. The strings are complaints that do not prevent it, to be logged.
     Serve(Box<Config>, Vec<String>),
+    /// Have the server of this working directory emptied; wait for it so long, or not at all.
+    Drain(PathBuf, Option<Duration>),
     /// Print this and be done.
     Print(String),
 }
@@ -334,6 +410,9 @@ pub fn read(
     let flags = values.into_iter().map(|(name, value)| format!("--{}={value}", name.replace('_', "-")));
     let config = CommandLine::try_parse_from(std::iter::once("pageserver".to_owned()).chain(flags))?.config;
     config.validate()?;
+    if let Some(VerbName::Drain { wait, deadline }) = line.verb {
+        return Ok(Verb::Drain(config.workdir, wait.then_some(deadline.0)));
+    }
     Ok(Verb::Serve(Box::new(config), complaints))
 }
 
@@ -361,6 +440,8 @@ impl Config {
             ("id".into(), self.id.to_string()),
             ("bucket".into(), self.bucket.clone()),
             ("workdir".into(), self.workdir.display().to_string()),
+            ("listen_control_addr".into(), self.listen_control_addr.clone()),
+            ("pod_name".into(), self.pod_name.clone()),
             ("max_connections".into(), self.max_connections.to_string()),
             ("max_batch_size".into(), self.max_batch_size.to_string()),
             ("idle_timeout".into(), self.idle_timeout.to_string()),
@@ -376,6 +457,31 @@ impl Config {
         ];
         shown.sort();
         shown
+    }
+
+    /// Where an operator is listened to; `None` for a server on its own.
+    pub fn control_addr(&self) -> Option<SocketAddr> {
+        self.listen_control_addr.parse().ok()
+    }
+
+    /// Certificates of the control API, if it has any.
+    pub fn control_tls(&self) -> Option<TlsFiles> {
+        (!self.control_tls_cert_file.is_empty()).then(|| TlsFiles {
+            certificate: self.control_tls_cert_file.clone().into(),
+            key: self.control_tls_key_file.clone().into(),
+            client_roots: Some(self.control_tls_ca_file.clone().into()),
+            protocol: "h2",
+        })
+    }
+
+    /// Certificates of a service for clients, if it has any.
+    pub fn client_tls(&self, protocol: &'static str) -> Option<TlsFiles> {
+        (!self.tls_cert_file.is_empty()).then(|| TlsFiles {
+            certificate: self.tls_cert_file.clone().into(),
+            key: self.tls_key_file.clone().into(),
+            client_roots: None,
+            protocol,
+        })
     }
 
     /// The defaults.
@@ -411,6 +517,33 @@ impl Config {
         }
         if self.listen_pg_addr.port() != 0 && self.listen_pg_addr == self.listen_http_addr {
             return invalid("listen_http_addr", "is the same as listen_pg_addr");
+        }
+        if !self.listen_control_addr.is_empty() {
+            if let Err(error) = self.listen_control_addr.parse::<SocketAddr>() {
+                return invalid("listen_control_addr", &error.to_string());
+            }
+            let parts = [
+                &self.control_tls_cert_file,
+                &self.control_tls_key_file,
+                &self.control_tls_ca_file,
+                &self.control_client_name,
+            ];
+            let given = parts.iter().filter(|part| !part.is_empty()).count();
+            if given != 0 && given != parts.len() {
+                return invalid(
+                    "control_tls_cert_file",
+                    "goes with control_tls_key_file, control_tls_ca_file and control_client_name",
+                );
+            }
+            if (given == 0) == self.control_token_file.is_empty() {
+                return invalid("control_token_file", "or control_tls_cert_file is needed, not both");
+            }
+        }
+        if self.tls_cert_file.is_empty() != self.tls_key_file.is_empty() {
+            return invalid("tls_cert_file", "goes with tls_key_file");
+        }
+        if self.conditional_writes == ConditionalWrites::BestEffort && self.listen_control_addr.is_empty() {
+            return invalid("conditional_writes", "are required without an operator");
         }
         if let Err(error) = self.log_filter.parse::<tracing_subscriber::EnvFilter>() {
             return invalid("log_filter", &error.to_string());
@@ -497,8 +630,39 @@ mod tests {
         let environment = environment.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
         match read(arguments, &environment)? {
             Verb::Serve(config, _) => Ok(*config),
-            Verb::Print(text) => panic!("printed {text}"),
+            other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn draining_knows_the_working_directory_and_how_long_to_wait() {
+        let read = |arguments: &[&str]| {
+            let arguments = std::iter::once("pageserver").chain(arguments.iter().copied()).map(str::to_owned);
+            super::read(arguments, &[("PALIMPSEST_WORKDIR".into(), "/work".into())].into()).unwrap()
+        };
+        let Verb::Drain(workdir, wait) = read(&["drain", "--wait", "--deadline", "840s"]) else {
+            panic!("another verb")
+        };
+        assert_eq!((workdir, wait), ("/work".into(), Some(Duration::from_mins(14))));
+        assert!(matches!(read(&["drain"]), Verb::Drain(_, None)));
+    }
+
+    #[test]
+    fn an_operator_is_known_by_certificate_or_token_and_not_by_both_or_neither() {
+        let control =
+            |more: &[&str]| read_with(&[&["--listen-control-addr", "127.0.0.1:0"], more].concat(), &[]);
+        let tls = [
+            "--control-tls-cert-file=c",
+            "--control-tls-key-file=k",
+            "--control-tls-ca-file=a",
+            "--control-client-name=n",
+        ];
+        assert!(control(&[]).is_err() && control(&tls[..3]).is_err());
+        assert!(control(&["--control-token-file=t"]).unwrap().control_tls().is_none());
+        assert!(control(&tls).unwrap().control_tls().is_some());
+        assert!(control(&[&tls[..], &["--control-token-file=t"]].concat()).is_err());
+        assert!(read_with(&["--tls-cert-file=c"], &[]).is_err());
+        assert!(read_with(&["--conditional-writes=best-effort"], &[]).is_err());
     }
 
     fn file_with(text: &str) -> (tempfile::TempDir, String) {

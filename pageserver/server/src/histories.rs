@@ -15,8 +15,12 @@ pub trait Histories: Clone + Send + Sync + 'static {
     /// One of them.
     type History: History;
 
-    /// Looks a timeline up.
-    fn history(&self, tenant: TenantId, timeline: TimelineId) -> Result<Self::History, HistoryNotFound>;
+    /// Looks a timeline up; waits until its tenant is open.
+    fn history(
+        &self,
+        tenant: TenantId,
+        timeline: TimelineId,
+    ) -> impl Future<Output = Result<Self::History, HistoryNotFound>> + Send;
 }
 
 /// There is no such timeline here, or it cannot be read yet. The text says which.
@@ -43,6 +47,9 @@ pub trait History: Clone + Send + Sync + 'static {
 
     /// Where WAL comes from and how that goes. For messages.
     fn source_status(&self) -> String;
+
+    /// Whether it is served elsewhere from now on: the client is to connect anew.
+    fn is_elsewhere(&self) -> bool;
 
     /// Waits until `last_record_lsn` is at or past `lsn`.
     fn wait_for(&self, lsn: Lsn, timeout: Duration) -> impl Future<Output = Result<(), WaitFailure>> + Send;
@@ -107,6 +114,9 @@ pub enum WaitFailure {
     /// Ingest has stopped, so it will not be reached. Says why.
     #[error("ingest has stopped: {0}")]
     Broken(String),
+    /// It is served elsewhere from now on.
+    #[error("reconnect")]
+    Elsewhere,
     /// The timeline ends.
     #[error("the timeline is shutting down")]
     Stopping,

@@ -4,9 +4,12 @@
 //! history: it turns requests into calls of the engine, answers into bytes, and a Postgres' replication stream into WAL for the engine.
 //!
 //! Reading order: [`config`], [`serve`] (the process from start to end), [`libpq`] over [`histories`] and [`served`], [`source`] (where WAL
-//! comes from), [`http`], [`supervisor`], [`workdir`], [`logging`], [`metrics`].
+//! comes from), [`http`], [`control`] (what an operator asks for), [`auth`] and [`tls`] (who may), [`supervisor`], [`drain`], [`workdir`], [`logging`], [`metrics`].
 
+pub mod auth;
 pub mod config;
+pub mod control;
+pub mod drain;
 pub mod histories;
 pub mod http;
 pub mod libpq;
@@ -16,4 +19,5 @@ pub mod serve;
 pub mod served;
 pub mod source;
 pub mod supervisor;
+pub mod tls;
 pub mod workdir;

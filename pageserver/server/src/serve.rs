@@ -1,6 +1,6 @@
 //! The process from start to end: lock, bind, serve, and on a signal stop accepting, flush, upload, go.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -8,15 +8,24 @@ use anyhow::{Context as _, bail};
 use engine::bucket::{BucketConfig, BucketMetrics};
 use engine::budget::TailBudget;
 use engine::chunk_cache::{CacheLimits, ChunkCache};
+use engine::ports::Bucket;
 use engine::tenant::Tenants;
 use engine::timeline::TimelinePolicy;
 use engine::wal_keeper::WalKeeping;
 use prometheus::Registry;
+use rustls_pki_types::ServerName;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
+use crate::auth::Keys;
+use crate::config::{ConditionalWrites, Config};
+use crate::control;
+use crate::control::board::{Board, BoardSources};
+use crate::control::listen::{Bearer, Guard};
+use crate::control::service::{Control, Pod};
+use crate::control::storage::StorageWatch;
+use crate::drain::DrainFiles;
 use crate::http;
 use crate::http::metrics::EngineMetrics;
 use crate::http::service::Api;
@@ -26,9 +35,11 @@ use crate::libpq::service::Service;
 use crate::libpq::session::SessionSettings;
 use crate::logging;
 use crate::metrics::ProcessMetrics;
-use crate::served::Served;
+use crate::served::{Readers, Served};
+use crate::source::conninfo::Secrets;
 use crate::source::followers::Followers;
 use crate::supervisor::{OnFailure, Supervisor};
+use crate::tls::{READ_EVERY, Tls};
 use crate::workdir::Workdir;
 
 /// Serves until a signal, or until going on would be wrong. `complaints` are logged first.
@@ -68,13 +79,47 @@ async fn serve(
         .await
         .with_context(|| format!("cannot listen on {}", config.listen_http_addr))?;
 
+    let control = match config.control_addr() {
+        Some(addr) => {
+            let listener =
+                TcpListener::bind(addr).await.with_context(|| format!("cannot listen on {addr}"))?;
+            Some((listener, guard_of(config)?))
+        }
+        None => None,
+    };
+    let tls = |protocol| config.client_tls(protocol).map(Tls::read).transpose().context("cannot offer TLS");
+    let (libpq_tls, http_tls) = (tls("postgresql")?, tls("http/1.1")?);
+    let keys = match config.jwt_public_key_dir.as_str() {
+        "" => None,
+        path => Some(Keys::read(Path::new(path)).context("cannot use the keys of tokens")?),
+    };
+    let drain = DrainFiles::of(workdir.path());
+    drain.forget().context("cannot use the working directory")?;
+
     let supervisor = Supervisor::new();
+    for (name, tls) in [("certificate of libpq", &libpq_tls), ("certificate of http", &http_tls)] {
+        if let Some(tls) = tls.clone() {
+            supervisor.start(name, OnFailure::Restart, move |stop| tls.clone().keep(READ_EVERY, stop));
+        }
+    }
+    if let Some(keys) = keys.clone() {
+        supervisor
+            .start("keys of tokens", OnFailure::Restart, move |stop| keys.clone().keep(READ_EVERY, stop));
+    }
     let bucket_metrics = BucketMetrics::new();
     bucket_metrics.register(registry).context("cannot register metrics")?;
     let bucket = BucketConfig::new(config.bucket_url());
     let cancel_bucket = CancellationToken::new();
+    let open_bucket = async {
+        let cancel = cancel_bucket.clone();
+        // Under an operator, a bucket that cannot be used is told and asked again.
+        match &control {
+            Some(_) => bucket.connect(bucket_metrics, cancel).await,
+            None => bucket.open(bucket_metrics, cancel).await,
+        }
+    };
     let bucket = tokio::select! {
-        bucket = bucket.open(bucket_metrics, cancel_bucket.clone()) => bucket.context("cannot open the bucket")?,
+        bucket = open_bucket => bucket.context("cannot open the bucket")?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
@@ -93,16 +138,23 @@ async fn serve(
         },
         ..TimelinePolicy::default()
     };
-    let tenants = Tenants::new(bucket, Arc::clone(&cache), Arc::clone(&budget), policy);
+    let tenants = Tenants::new(Arc::clone(&bucket), Arc::clone(&cache), Arc::clone(&budget), policy);
     let mut superseded = tenants.superseded();
-    tokio::select! {
-        attached = tenants.attach_all() => attached.context("cannot attach the tenants in the bucket")?,
-        _ = terminate.recv() => return Ok(()),
-        _ = interrupt.recv() => return Ok(()),
+    let secrets = Secrets {
+        passfile: config.passfile.clone().into(),
+        directory: config.credentials_dir.clone().into(),
+    };
+    let followers = Followers::new(tenants.clone(), supervisor.clone(), secrets);
+    let is_operated = control.is_some();
+    if !is_operated {
+        tokio::select! {
+            attached = tenants.attach_all() => attached.context("cannot attach the tenants in the bucket")?,
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+        }
+        followers.resume().await;
     }
-    let followers =
-        Followers::new(tenants.clone(), supervisor.clone(), PathBuf::from(config.passfile.as_str()));
-    followers.resume().await;
+    let readers = Readers::default();
 
     tracing::info!(
         libpq = %libpq.local_addr()?,
@@ -113,7 +165,11 @@ async fn serve(
         "serving"
     );
     let service = Arc::new(Service {
-        histories: Served { tenants: tenants.clone(), followers: followers.clone() },
+        histories: Served {
+            tenants: tenants.clone(),
+            followers: followers.clone(),
+            readers: readers.clone(),
+        },
         settings: SessionSettings {
             stream: StreamSettings {
                 max_batch: config.max_batch_size,
@@ -121,7 +177,9 @@ async fn serve(
             },
             lease_length: config.lsn_lease_length.0,
             shown: Arc::new(config.shown()),
+            keys: keys.clone(),
         },
+        tls: libpq_tls,
         max_connections: config.max_connections,
         idle_timeout: config.idle_timeout.0,
         metrics: LibpqMetrics::register(registry),
@@ -130,8 +188,22 @@ async fn serve(
     supervisor.start("page service", OnFailure::Restart, move |stop| {
         Arc::clone(&service).run(Arc::clone(&listener), stop)
     });
+    if let Some((listener, guard)) = control {
+        let sources = BoardSources {
+            tenants: tenants.clone(),
+            followers: followers.clone(),
+            readers,
+            storage: StorageWatch::default(),
+            cache: Arc::clone(&cache),
+            cache_limit: config.cache_disk.0,
+            drain,
+        };
+        start_control(&supervisor, config, bucket, sources, (listener, guard));
+    }
     let api = Arc::new(Api {
         id: config.id,
+        keys,
+        is_operated,
         tenants: tenants.clone(),
         followers,
         supervisor: supervisor.clone(),
@@ -146,7 +218,7 @@ async fn serve(
     });
     let listener = Arc::new(http);
     supervisor.start("http", OnFailure::Restart, move |stop| {
-        http::service::run(Arc::clone(&api), Arc::clone(&listener), stop)
+        http::service::run(Arc::clone(&api), Arc::clone(&listener), http_tls.clone(), stop)
     });
 
     let name = tokio::select! {
@@ -166,6 +238,58 @@ async fn serve(
     }
     cancel_bucket.cancel();
     Ok(())
+}
+
+/// How operators show that they are ours.
+fn guard_of(config: &Config) -> anyhow::Result<Guard> {
+    let Some(files) = config.control_tls() else {
+        let file = &config.control_token_file;
+        let bearer = Bearer::read(Path::new(file)).with_context(|| format!("cannot use {file}"))?;
+        tracing::warn!(
+            "the control API has no TLS: whoever reads its traffic or {file} can delete all history"
+        );
+        return Ok(Guard::Token(bearer));
+    };
+    let name = config.control_client_name.clone();
+    let name = ServerName::try_from(name).context("setting control_client_name is no DNS name")?;
+    let tls = Tls::read(files).context("cannot offer the control API")?;
+    Ok(Guard::Certificate(tls, name))
+}
+
+/// What an operator needs: the calls, what is told of us, and whether the bucket can be trusted.
+fn start_control(
+    supervisor: &Supervisor,
+    config: &Config,
+    bucket: Arc<dyn Bucket>,
+    sources: BoardSources,
+    (listener, guard): (TcpListener, Guard),
+) {
+    let instance = hex::encode(rand::random::<u64>().to_be_bytes());
+    tracing::info!(instance, "waiting for an operator");
+    let board = Board::new(instance, sources.clone());
+    let control = Control {
+        tenants: sources.tenants,
+        followers: sources.followers,
+        board: board.clone(),
+        storage: sources.storage.clone(),
+        pod: Pod { name: config.pod_name.clone(), uid: config.pod_uid.clone() },
+    };
+    let storage = sources.storage;
+    let required = config.conditional_writes == ConditionalWrites::Required;
+    if let Guard::Certificate(tls, _) = &guard {
+        let tls = tls.clone();
+        supervisor.start("certificate of control", OnFailure::Restart, move |stop| {
+            tls.clone().keep(READ_EVERY, stop)
+        });
+    }
+    supervisor.start("bucket probe", OnFailure::Restart, move |stop| {
+        storage.clone().find_out(Arc::clone(&bucket), required, stop)
+    });
+    supervisor.start("status board", OnFailure::Restart, move |stop| board.clone().keep(stop));
+    let listener = Arc::new(listener);
+    supervisor.start("control", OnFailure::Restart, move |stop| {
+        control::listen::run(control.clone(), guard.clone(), Arc::clone(&listener), stop)
+    });
 }
 
 /// First nothing more comes in, then what is here is stored. Whatever is not stored in time is stored from the source's WAL later.

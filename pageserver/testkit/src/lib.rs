@@ -11,6 +11,7 @@ pub mod account;
 pub mod cluster_files;
 pub mod fault_proxy;
 pub mod kubernetes;
+pub mod operated;
 pub mod oracle;
 pub mod page_client;
 pub mod page_compare;
@@ -22,6 +23,7 @@ pub mod versitygw;
 pub mod workload;
 
 pub use fault_proxy::{Fault, FaultProxy};
+pub use operated::Operated;
 pub use pageserver::{BucketAt, Pageserver};
 pub use postgres::{Postgres, PostgresConfig, Shutdown};
 pub use versitygw::Versitygw;

@@ -46,12 +46,22 @@ impl Pageserver {
     ///
     /// `settings` go to it as `-c name=value`.
     pub async fn start(bucket: BucketAt, settings: &[(&str, &str)]) -> Result<Pageserver> {
+        let mut server = Self::new(bucket, settings)?;
+        server.start_again().await?;
+        Ok(server)
+    }
+
+    fn new(bucket: BucketAt, settings: &[(&str, &str)]) -> Result<Pageserver> {
         let settings =
             settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let home = tempfile::Builder::new().prefix("palimpsest-server-").tempdir()?;
-        let mut server =
-            Pageserver { bucket, settings, libpq: Port::take()?, http: Port::take()?, process: None, home };
-        server.start_again().await?;
+        Ok(Pageserver { bucket, settings, libpq: Port::take()?, http: Port::take()?, process: None, home })
+    }
+
+    /// Starts a pageserver without waiting for it: one whose HTTP cannot be asked in clear text.
+    pub fn launched(bucket: BucketAt, settings: &[(&str, &str)]) -> Result<Pageserver> {
+        let mut server = Self::new(bucket, settings)?;
+        server.launch()?;
         Ok(server)
     }
 
@@ -97,6 +107,11 @@ impl Pageserver {
         }
         self.process = Some(Process::start("pageserver", command, &self.home.path().join("pageserver.log"))?);
         Ok(())
+    }
+
+    /// Its disk.
+    pub fn workdir(&self) -> PathBuf {
+        self.home.path().join("work")
     }
 
     /// kill -9.

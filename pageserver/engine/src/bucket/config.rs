@@ -197,6 +197,17 @@ impl BucketConfig {
         metrics: BucketMetrics,
         cancel: CancellationToken,
     ) -> Result<Arc<dyn Bucket>, OpenBucketError> {
+        let bucket = self.connect(metrics, cancel).await?;
+        probe(&bucket).await?;
+        Ok(bucket)
+    }
+
+    /// The same without a look whether it can be used: [`probe`] is to follow before anything is believed.
+    pub async fn connect(
+        &self,
+        metrics: BucketMetrics,
+        cancel: CancellationToken,
+    ) -> Result<Arc<dyn Bucket>, OpenBucketError> {
         let bucket: Arc<dyn Bucket> = match &self.url {
             BucketUrl::Directory(path) => {
                 let bucket = DirectoryBucket::open(path)
@@ -209,10 +220,7 @@ impl BucketConfig {
                 Arc::new(bucket)
             }
         };
-        let bucket: Arc<dyn Bucket> =
-            Arc::new(RetryingBucket::new(bucket, self.retry.clone(), metrics, cancel));
-        probe(&bucket).await?;
-        Ok(bucket)
+        Ok(Arc::new(RetryingBucket::new(bucket, self.retry.clone(), metrics, cancel)))
     }
 }
 

@@ -18,7 +18,7 @@ use std::ops::Range;
 
 use crate::ports::BucketError;
 
-pub use config::{BucketConfig, BucketUrl, OpenBucketError, probe};
+pub use config::{BucketConfig, BucketUrl, OpenBucketError, ProbeError, probe};
 pub use directory::DirectoryBucket;
 pub use memory::MemoryBucket;
 pub use retry::{BucketMetrics, RetryPolicy};

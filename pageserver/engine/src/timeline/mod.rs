@@ -135,6 +135,8 @@ struct Shared {
     stop: CancellationToken,
     /// What is only in memory is not wanted any more.
     abandoned: AtomicBool,
+    /// This process lets it go: who reads from it finds it elsewhere.
+    closed: AtomicBool,
 }
 
 /// Bytes for the owner, already with the keeper.
@@ -265,9 +267,25 @@ impl Timeline {
         self.stop();
     }
 
+    /// Tells the owner to finish because this process lets the timeline go; whether what is in memory is stored first.
+    pub(crate) fn close(&self, flush: bool) {
+        self.shared.closed.store(true, Ordering::Relaxed);
+        if flush { self.stop() } else { self.abandon() }
+    }
+
+    /// Whether this process has let it go: reads from it belong elsewhere.
+    pub fn is_closed(&self) -> bool {
+        self.shared.closed.load(Ordering::Relaxed)
+    }
+
     /// Whether it is closing or closed.
     pub fn is_stopped(&self) -> bool {
         self.shared.stop.is_cancelled()
+    }
+
+    /// Why ingest stopped, if it did. What is readable stays readable.
+    pub fn trouble(&self) -> Option<String> {
+        self.shared.progress.borrow().error.as_ref().map(ToString::to_string)
     }
 
     /// How it is.

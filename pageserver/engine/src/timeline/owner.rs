@@ -1,7 +1,7 @@
 //! The one task that changes a timeline: decodes WAL, ingests it, publishes snapshots, freezes the tail.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use codec::wal::record::Record;
@@ -31,13 +31,16 @@ pub enum OwnerError {
 pub(super) struct Owner {
     pub shared: Arc<Shared>,
     pub policy: TimelinePolicy,
+    /// In place of the policy's own; may change.
+    pub freeze_bytes: Arc<AtomicUsize>,
     pub decoder: WalDecoder,
     pub ingest: Ingest,
     pub ancestor: Option<Ancestor>,
     pub state: State,
     pub wal: mpsc::Receiver<ReceivedWal>,
     pub requests: mpsc::Receiver<Request>,
-    pub to_flush: mpsc::UnboundedSender<Frozen>,
+    /// `None` once nothing more is to be flushed.
+    pub to_flush: Option<mpsc::UnboundedSender<Frozen>>,
     pub flushed: mpsc::UnboundedReceiver<Result<Flushed, FlushError>>,
 }
 
@@ -216,7 +219,7 @@ impl Owner {
     fn should_freeze(&self) -> bool {
         let size = self.state.open.size();
         let budget = &self.shared.budget;
-        size >= self.policy.freeze_bytes
+        size >= self.freeze_bytes.load(Ordering::Relaxed)
             || (size > 0
                 && self.shared.keeper.object_count() >= self.policy.max_wal_objects
                 && self.state.frozen.is_empty())
@@ -238,7 +241,9 @@ impl Owner {
         state.frozen_to = state.last;
         state.frozen.push(tail.clone());
         // The receiver only goes away with the flusher, whose last word comes through `flushed`.
-        let _ = self.to_flush.send(Frozen { tail, lsns, last: state.last, prev: state.prev });
+        if let Some(to_flush) = &self.to_flush {
+            let _ = to_flush.send(Frozen { tail, lsns, last: state.last, prev: state.prev });
+        }
         self.store_view(None);
     }
 
@@ -306,13 +311,19 @@ impl Owner {
         if !self.shared.abandoned.load(Ordering::Relaxed) {
             self.freeze();
         }
-        drop(self.to_flush);
+        self.to_flush = None;
         while let Some(flushed) = self.flushed.recv().await {
             let flushed = flushed?;
             self.shared.disk_consistent.send_replace(flushed.last);
         }
+        Ok(())
+    }
+}
+
+/// However it ends, others may use its memory.
+impl Drop for Owner {
+    fn drop(&mut self) {
         let held = self.state.open.size() + self.state.frozen.iter().map(Tail::size).sum::<usize>();
         self.shared.budget.give_back(held);
-        Ok(())
     }
 }

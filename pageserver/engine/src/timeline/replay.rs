@@ -1,7 +1,7 @@
 //! Bringing a timeline back: from its index and the WAL objects above it, with nothing on the local disk.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use arc_swap::ArcSwap;
 use codec::wal::stream::WalDecoder;
@@ -49,6 +49,8 @@ pub struct TimelineSurroundings {
     pub budget: Arc<TailBudget>,
     /// How to turn WAL into layers.
     pub policy: TimelinePolicy,
+    /// In place of the policy's own; may change.
+    pub freeze_bytes: Arc<AtomicUsize>,
 }
 
 /// Why a timeline could not be opened.
@@ -162,12 +164,14 @@ pub async fn open(
         budget: Arc::clone(&place.budget),
         stop: CancellationToken::new(),
         abandoned: AtomicBool::new(false),
+        closed: AtomicBool::new(false),
     });
     let flusher =
         Flusher { layers: Arc::new(layer_store), index, keeper: keeper.clone(), frozen, done: flush_done };
     let mut owner = Owner {
         shared: Arc::clone(&shared),
         policy: place.policy,
+        freeze_bytes: Arc::clone(&place.freeze_bytes),
         decoder,
         ingest,
         ancestor,
@@ -185,7 +189,7 @@ pub async fn open(
         },
         wal,
         requests,
-        to_flush,
+        to_flush: Some(to_flush),
         flushed,
     };
     let mut tasks: TimelineTasks = JoinSet::new();

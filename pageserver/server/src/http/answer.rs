@@ -58,7 +58,9 @@ impl From<NotFound> for Refused {
                 Self::new(StatusCode::NOT_FOUND, format!("NotFound: tenant {tenant}"))
             }
             NotFound::Timeline(_) => Self::new(StatusCode::NOT_FOUND, format!("NotFound: {error}")),
-            NotFound::Importing(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
+            NotFound::Importing(_) | NotFound::Loading(_) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+            }
             NotFound::Broken { .. } => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
         }
     }
@@ -84,6 +86,8 @@ impl From<ChangeError> for Refused {
             | ChangeError::Conflict(_)
             | ChangeError::Buried(_)
             | ChangeError::Deleting(_)
+            | ChangeError::Stale(_)
+            | ChangeError::Multi(_)
             | ChangeError::Elsewhere(_)
             | ChangeError::DeleteTenant(DeleteTenantError::ForeignClaim { .. }) => Self::conflict(error),
             ChangeError::Claim(source @ TakeClaimError::Deleted(_)) => Self::conflict(source),

@@ -4,31 +4,34 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use axum::Router;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request, State};
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
-use axum::{Router, serve::Listener};
 use engine::budget::TailBudget;
 use engine::chunk_cache::ChunkCache;
 use engine::error_story::error_story;
 use engine::tenant::{BranchPoint, ChangeError, Tenant, Tenants};
-use model::{Lsn, PgTimestamp, TenantShardId, TimelineId};
+use model::{Lsn, PgTimestamp, TenantId, TenantShardId, TimelineId};
 use prometheus::Registry;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::answer::Refused;
 use super::metrics::EngineMetrics;
 use super::timelines::{layer_map_json, parse_rfc3339, rfc3339, tenant_json, timeline_json};
+use crate::auth::{Access, Keys};
 use crate::metrics::{self, ProcessMetrics};
 use crate::source::followers::Followers;
 use crate::source::stored;
 use crate::supervisor::Supervisor;
+use crate::tls::Incoming;
+use crate::tls::Tls;
 
 /// Most bytes of a request's body: all are small.
 const BODY_LIMIT: usize = 64 << 10;
@@ -42,6 +45,10 @@ const LEASE_FOR_TIME: Duration = Duration::from_mins(1);
 pub struct Api {
     /// Of this pageserver.
     pub id: u64,
+    /// What tokens are verified with; `None` where anybody may do everything.
+    pub keys: Option<Keys>,
+    /// Whether an operator decides what is here; requests then change nothing but leases.
+    pub is_operated: bool,
     /// The engine.
     pub tenants: Tenants,
     /// Sources.
@@ -69,33 +76,15 @@ pub struct Api {
 type Answer = Result<Response, Refused>;
 type Shared = State<Arc<Api>>;
 
-/// Accepts for [`axum::serve`] from a listener that outlives it, so that a restarted task listens on.
-struct Accept(Arc<TcpListener>);
-
-impl Listener for Accept {
-    type Io = TcpStream;
-    type Addr = std::net::SocketAddr;
-
-    async fn accept(&mut self) -> (TcpStream, Self::Addr) {
-        loop {
-            match self.0.accept().await {
-                Ok(accepted) => return accepted,
-                Err(error) => {
-                    tracing::warn!("cannot accept an HTTP connection: {error}");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-            }
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<Self::Addr> {
-        self.0.local_addr()
-    }
-}
-
 /// Serves until told to stop, then lets requests in progress end.
-pub async fn run(api: Arc<Api>, listener: Arc<TcpListener>, stop: CancellationToken) -> io::Result<()> {
-    axum::serve(Accept(listener), routes(api)).with_graceful_shutdown(stop.cancelled_owned()).await
+pub async fn run(
+    api: Arc<Api>,
+    listener: Arc<TcpListener>,
+    tls: Option<Tls>,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    let incoming = Incoming::new(listener, tls, None);
+    axum::serve(incoming, routes(api)).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
 fn routes(api: Arc<Api>) -> Router {
@@ -105,6 +94,10 @@ fn routes(api: Arc<Api>) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/tasks", get(tasks))
         .route("/metrics", get(scrape))
+        // The process is there; and it can take requests, which it can as soon as it listens. Neither asks the bucket: one that is away is no
+        // reason to start anew or to send clients elsewhere.
+        .route("/healthz", get(async || "ok"))
+        .route("/readyz", get(async || "ok"))
         .route("/v1/tenant", get(list_tenants).post(create_tenant))
         .route("/v1/tenant/{tenant}", get(tenant_detail).delete(delete_tenant))
         .route("/v1/tenant/{tenant}/timeline", get(list_timelines).post(create_timeline))
@@ -118,6 +111,8 @@ fn routes(api: Arc<Api>) -> Router {
         .method_not_allowed_fallback(async || {
             Refused::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")
         })
+        .layer(middleware::from_fn_with_state(Arc::clone(&api), refuse_changes))
+        .layer(middleware::from_fn_with_state(Arc::clone(&api), ask_for_token))
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .layer(middleware::from_fn(move |request: Request, next: Next| {
             let launched = launched.clone();
@@ -319,6 +314,55 @@ fn one_timeline(api: &Api, shard: TenantShardId, timeline: TimelineId) -> Result
         Refused::new(StatusCode::NOT_FOUND, format!("NotFound: Timeline {shard}/{timeline} was not found"))
     })?;
     Ok(timeline_json(&tenant, &state, &api.followers))
+}
+
+/// What anybody may ask.
+const OPEN: [&str; 4] = ["/v1/status", "/metrics", "/healthz", "/readyz"];
+
+/// Lets a request through whose token opens what it asks for.
+async fn ask_for_token(State(api): Shared, request: Request, next: Next) -> Response {
+    let Some(keys) = api.keys.as_ref().filter(|_| !OPEN.contains(&request.uri().path())) else {
+        return next.run(request).await;
+    };
+    let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let Some(token) = given.and_then(|given| given.strip_prefix("Bearer ")) else {
+        let msg = "Unauthorized: missing or malformed authorization header";
+        return Refused::new(StatusCode::UNAUTHORIZED, msg).into_response();
+    };
+    let opens = match keys.verify(token) {
+        Ok(Access::Everything) => true,
+        Ok(access @ Access::Tenant(_)) => tenant_asked(&request).is_some_and(|tenant| access.opens(tenant)),
+        Err(error) => {
+            tracing::debug!("a token was refused: {error}");
+            false
+        }
+    };
+    if opens {
+        next.run(request).await
+    } else {
+        Refused::new(StatusCode::FORBIDDEN, "Forbidden: JWT authentication error").into_response()
+    }
+}
+
+/// The tenant that a request is about, if a token of one tenant may ask that at all: to read it, and whatever is below it.
+fn tenant_asked(request: &Request) -> Option<TenantId> {
+    let mut parts = request.uri().path().strip_prefix("/v1/tenant/")?.splitn(2, '/');
+    let shard: TenantShardId = parts.next()?.parse().ok()?;
+    let is_below = parts.next().is_some();
+    (is_below || matches!(*request.method(), Method::GET | Method::HEAD)).then_some(shard.tenant)
+}
+
+/// What an operator keeps is changed through its resources: it would undo anything else.
+async fn refuse_changes(State(api): Shared, request: Request, next: Next) -> Response {
+    let is_change = !matches!(*request.method(), Method::GET | Method::HEAD);
+    let path = request.uri().path();
+    let is_harmless = path.ends_with("/lsn_lease") || path.ends_with("/checkpoint");
+    if api.is_operated && is_change && !is_harmless {
+        let msg =
+            "Forbidden: this server is managed by an operator; change its Tenant and Timeline resources";
+        return Refused::new(StatusCode::FORBIDDEN, msg).into_response();
+    }
+    next.run(request).await
 }
 
 type TimelinePath = Ids<(TenantShardId, TimelineId)>;

@@ -47,7 +47,7 @@ pub fn made_up_page(block: u32, lsn: Lsn) -> [u8; BLOCK_SIZE] {
 impl Histories for MadeUp {
     type History = MadeUp;
 
-    fn history(&self, tenant: TenantId, timeline: TimelineId) -> Result<MadeUp, HistoryNotFound> {
+    async fn history(&self, tenant: TenantId, timeline: TimelineId) -> Result<MadeUp, HistoryNotFound> {
         if (tenant, timeline) == (TENANT, TIMELINE) {
             Ok(MadeUp)
         } else {
@@ -73,6 +73,10 @@ impl History for MadeUp {
 
     fn source_status(&self) -> String {
         "none".into()
+    }
+
+    fn is_elsewhere(&self) -> bool {
+        false
     }
 
     async fn wait_for(&self, lsn: Lsn, timeout: Duration) -> Result<(), WaitFailure> {
@@ -144,6 +148,7 @@ impl History for MadeUp {
 /// Settings under which nothing takes long.
 pub fn quick_settings() -> SessionSettings {
     SessionSettings {
+        keys: None,
         stream: StreamSettings { max_batch: 32, wait_lsn_timeout: Duration::from_millis(10) },
         lease_length: Duration::from_mins(10),
         shown: Arc::new(vec![("id".into(), "1".into()), ("max_batch_size".into(), "32".into())]),

@@ -113,7 +113,7 @@ where
         match request {
             Ok(request) => {
                 if stream.history.is_none() {
-                    match histories.history(tenant, timeline) {
+                    match histories.history(tenant, timeline).await {
                         Ok(history) => stream.history = Some(history),
                         Err(error) => {
                             let refusal = Refusal::NotFound(error.to_string());
@@ -169,6 +169,9 @@ impl<H: History> Stream<'_, H> {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let history = self.history.clone().expect("looked up before the first request is taken");
+        if history.is_elsewhere() {
+            return Err(StreamEnd::Reconnect);
+        }
         if self.requests.is_empty() || request.header.not_modified_since > self.last_record_lsn {
             self.last_record_lsn = history.last_record_lsn();
         }
@@ -224,6 +227,7 @@ impl<H: History> Stream<'_, H> {
         self.last_record_lsn = history.last_record_lsn();
         match waited {
             Ok(()) => Ok(Ok(())),
+            Err(WaitFailure::Elsewhere) => Err(StreamEnd::Reconnect),
             Err(WaitFailure::Stopping) => Err(StreamEnd::Stopping),
             Err(failure) => Ok(Err(timed_out(history, lsn, &failure))),
         }

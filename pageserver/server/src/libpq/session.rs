@@ -15,6 +15,7 @@ use super::metrics::LibpqMetrics;
 use super::pagestream::{self, StreamEnd, StreamSettings, timed_out};
 use super::startup::{self, Opening, StartupError};
 use super::wire::{self, HEAD};
+use crate::auth::{Access, Keys, TokenError};
 use crate::histories::{BackupFailure, BackupKind, Histories, History, WaitFailure};
 use engine::as_of::ReadError;
 
@@ -32,6 +33,8 @@ pub struct SessionSettings {
     pub lease_length: Duration,
     /// What `show` shows: names and values, in order of name.
     pub shown: Arc<Vec<(String, String)>>,
+    /// What tokens are verified with; `None` where anybody may read everything.
+    pub keys: Option<Keys>,
 }
 
 /// Why a session ended other than by the client's wish.
@@ -46,6 +49,9 @@ pub enum SessionEnd {
     /// Another connection is to be cancelled, which is not offered.
     #[error("cancel requests are not supported")]
     Cancel,
+    /// The client has no token that opens anything.
+    #[error("JWT authentication error")]
+    Token(#[source] TokenError),
     /// A message that does not belong here.
     #[error("unexpected message {:?}", char::from(*.0))]
     Unexpected(u8),
@@ -65,6 +71,7 @@ impl SessionEnd {
             SessionEnd::Connection(ConnectionError::Stopping) | SessionEnd::Stream(StreamEnd::Stopping) => {
                 ("57P01", "shutdown".into())
             }
+            SessionEnd::Token(_) => ("XX000", self.to_string()),
             SessionEnd::Stream(StreamEnd::Reconnect) => ("08006", "reconnect".into()),
             SessionEnd::Stream(StreamEnd::Connection(_))
             | SessionEnd::Connection(ConnectionError::Idle(_)) => ("08006", self.to_string()),
@@ -94,8 +101,15 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send,
     H: Histories,
 {
-    let mut session =
-        Session { connection: &mut connection, histories, settings, metrics, tenant: None, prepared: None };
+    let mut session = Session {
+        connection: &mut connection,
+        histories,
+        settings,
+        metrics,
+        access: Access::Everything,
+        tenant: None,
+        prepared: None,
+    };
     let end = match session.start().await {
         Ok(()) => session.commands().await.err(),
         Err(end) => Some(end),
@@ -112,6 +126,8 @@ struct Session<'a, S, H> {
     histories: &'a H,
     settings: &'a SessionSettings,
     metrics: &'a LibpqMetrics,
+    /// What its token opens.
+    access: Access,
     /// A connection serves one tenant; which one, its first command says.
     tenant: Option<TenantId>,
     /// Text of the one unnamed statement.
@@ -156,6 +172,9 @@ where
                 }
             }
         };
+        if let Some(keys) = &self.settings.keys {
+            self.access = self.authenticate(keys).await?;
+        }
         tracing::debug!(application_name, "connected");
         let output = &mut self.connection.output;
         wire::authentication_ok(output);
@@ -165,6 +184,23 @@ where
         wire::parameter_status(output, "server_version", "14.1");
         wire::ready_for_query(output);
         Ok(self.connection.flush().await?)
+    }
+
+    /// Asks for the token, which comes as a password in clear text.
+    async fn authenticate(&mut self, keys: &Keys) -> Result<Access, SessionEnd> {
+        wire::authentication_cleartext(&mut self.connection.output);
+        self.connection.flush().await?;
+        let (tag, length) = tokio::time::timeout(STARTUP_PATIENCE, self.connection.message(LONGEST_COMMAND))
+            .await
+            .map_err(|_| ConnectionError::Idle(STARTUP_PATIENCE))??;
+        if tag != b'p' {
+            return Err(SessionEnd::Unexpected(tag));
+        }
+        let body = &self.connection.input[HEAD..HEAD + length];
+        let (token, _) = wire::cstring(body).ok_or(SessionEnd::Malformed(tag))?;
+        let access = keys.verify(token).map_err(SessionEnd::Token)?;
+        self.connection.consume(length);
+        Ok(access)
     }
 
     async fn commands(&mut self) -> Result<(), SessionEnd> {
@@ -272,6 +308,9 @@ where
             Command::Set => ("set", None),
         };
         self.metrics.commands.with_label_values(&[label]).inc();
+        if tenant.is_some_and(|tenant| !self.access.opens(tenant)) {
+            return Ok(Err(Refusal("JWT authentication error".into())));
+        }
         if let Some(tenant) = tenant
             && *self.tenant.get_or_insert(tenant) != tenant
         {
@@ -330,7 +369,7 @@ where
         (shard, timeline): (TenantShardId, TimelineId),
         lsn: Lsn,
     ) -> Result<(), Refusal> {
-        let history = self.histories.history(shard.tenant, timeline)?;
+        let history = self.histories.history(shard.tenant, timeline).await?;
         if history.tenant_shard() != shard {
             return Err(Refusal("not found".into()));
         }
@@ -353,7 +392,7 @@ where
         (tenant, timeline): (TenantId, TimelineId),
         asked: Option<Lsn>,
     ) -> Outcome {
-        let history = match self.histories.history(tenant, timeline) {
+        let history = match self.histories.history(tenant, timeline).await {
             Ok(history) => history,
             Err(_absent) => return Ok(Err(Refusal("not found".into()))),
         };
@@ -374,6 +413,7 @@ where
             Err(failure @ (WaitFailure::TimedOut | WaitFailure::Broken(_))) => {
                 return Ok(Err(Refusal(timed_out(&history, lsn, &failure).to_string())));
             }
+            Err(WaitFailure::Elsewhere) => return Err(StreamEnd::Reconnect.into()),
             Err(WaitFailure::Stopping) => return Err(ConnectionError::Stopping.into()),
         }
 

@@ -44,6 +44,25 @@ pub enum StartupError {
     Parameters,
 }
 
+/// What a client may ask for before its startup packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Early {
+    /// TLS.
+    Tls,
+    /// GSS encryption.
+    Gss,
+}
+
+/// What the first eight bytes of a connection ask for; `None` when something else begins with them.
+pub fn early_request(first: [u8; 8]) -> Option<Early> {
+    let number = |at: usize| u32::from_be_bytes([first[at], first[at + 1], first[at + 2], first[at + 3]]);
+    match (number(0), number(4)) {
+        (8, TLS) => Some(Early::Tls),
+        (8, GSS) => Some(Early::Gss),
+        _ => None,
+    }
+}
+
 /// The packet at the start of `input` when all of it is there, and how many bytes it occupies.
 pub fn parse(input: &[u8]) -> Result<Option<(Opening, usize)>, StartupError> {
     let Some((length, rest)) = input.split_first_chunk::<4>() else { return Ok(None) };

@@ -34,6 +34,7 @@ impl Server {
         let service = Arc::new(Service {
             histories: MadeUp,
             settings: garbage::quick_settings(),
+            tls: None,
             max_connections,
             idle_timeout,
             metrics: LibpqMetrics::register(&registry),

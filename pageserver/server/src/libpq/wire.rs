@@ -56,6 +56,11 @@ fn put_cstring(out: &mut Vec<u8>, text: &str) {
     out.put_u8(0);
 }
 
+/// Asks for a password in clear text.
+pub fn authentication_cleartext(out: &mut Vec<u8>) {
+    message(out, b'R', |out| out.extend_from_slice(&3u32.to_be_bytes()));
+}
+
 /// `AuthenticationOk`.
 pub fn authentication_ok(out: &mut Vec<u8>) {
     message(out, b'R', |out| out.put_u32(0));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -21,8 +21,21 @@ pub struct ConnInfo {
     pub application_name: Option<String>,
     /// File of passwords, in `.pgpass` form.
     pub passfile: Option<PathBuf>,
+    /// Name of a file of [`Secrets::directory`] that holds the password.
+    pub credentials: Option<String>,
+    /// That file.
+    credentials_file: Option<PathBuf>,
     /// For each place.
     pub connect_timeout: Duration,
+}
+
+/// Where passwords of sources are found that no connection string should hold.
+#[derive(Clone, Debug, Default)]
+pub struct Secrets {
+    /// A file in the form of Postgres' `.pgpass`; empty for none.
+    pub passfile: PathBuf,
+    /// A directory of files that hold a password each, such as a Secret that is mounted; empty for none.
+    pub directory: PathBuf,
 }
 
 /// One address of a server.
@@ -110,6 +123,8 @@ impl FromStr for ConnInfo {
             dbname: take("dbname").unwrap_or_else(|| "postgres".into()),
             application_name: take("application_name"),
             passfile: take("passfile").map(PathBuf::from),
+            credentials: take("credentials").map(checked_key).transpose()?,
+            credentials_file: None,
             user,
             connect_timeout,
         };
@@ -118,6 +133,12 @@ impl FromStr for ConnInfo {
             None => Ok(info),
         }
     }
+}
+
+/// A key of a Secret: a name without a path.
+fn checked_key(key: String) -> Result<String, ConnInfoError> {
+    let is_key = key.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) && !key.starts_with('.');
+    if is_key { Ok(key) } else { wrong(format!("credentials={key:?} is no key of a Secret")) }
 }
 
 /// `name = value` pairs; values may stand in single quotes, in which `\` escapes.
@@ -222,8 +243,18 @@ fn percent_decoded(text: &str) -> Option<String> {
 }
 
 impl ConnInfo {
-    /// The password for one place: from the string, the environment's `PGPASSWORD`, or a password file.
+    /// The password for one place: from the file that the string names, the string, the environment's `PGPASSWORD`, or a password file. Read anew
+    /// for each connection, so that a changed one is used at once.
     pub fn password_for(&self, place: &Place, environment: Option<&str>) -> Option<String> {
+        if let Some(file) = &self.credentials_file {
+            return match std::fs::read_to_string(file) {
+                Ok(password) => Some(password.trim_end_matches(['\r', '\n']).to_owned()),
+                Err(error) => {
+                    tracing::warn!(file = %file.display(), "cannot read the source's password: {error}");
+                    None
+                }
+            };
+        }
         self.password.clone().or_else(|| environment.map(str::to_owned)).or_else(|| {
             let file = std::fs::read_to_string(self.passfile.as_deref()?).ok()?;
             let host = if place.host.starts_with('/') { "localhost" } else { &place.host };
@@ -231,12 +262,13 @@ impl ConnInfo {
         })
     }
 
-    /// The same with a password file unless the string names one itself.
+    /// The same with places to find passwords in, unless the string names its own.
     #[must_use]
-    pub fn or_passfile(mut self, passfile: &Path) -> Self {
-        if self.passfile.is_none() && !passfile.as_os_str().is_empty() {
-            self.passfile = Some(passfile.into());
+    pub fn or_secrets(mut self, secrets: &Secrets) -> Self {
+        if self.passfile.is_none() && !secrets.passfile.as_os_str().is_empty() {
+            self.passfile = Some(secrets.passfile.clone());
         }
+        self.credentials_file = self.credentials.as_deref().map(|key| secrets.directory.join(key));
         self
     }
 }
@@ -279,6 +311,9 @@ impl fmt::Display for ConnInfo {
         if let Some(passfile) = &self.passfile {
             write!(f, " passfile={}", quoted(&passfile.to_string_lossy()))?;
         }
+        if let Some(key) = &self.credentials {
+            write!(f, " credentials={}", quoted(key))?;
+        }
         write!(f, " connect_timeout={}", self.connect_timeout.as_secs())
     }
 }
@@ -295,6 +330,20 @@ mod tests {
 
     fn parsed(text: &str) -> ConnInfo {
         text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    #[test]
+    fn a_key_names_a_file_of_the_directory_and_nothing_beyond_it() {
+        let home = tempfile::tempdir().unwrap();
+        std::fs::write(home.path().join("orders-db"), "s3cret\n").unwrap();
+        let secrets = Secrets { directory: home.path().into(), ..Secrets::default() };
+        let info = parsed("host=h credentials=orders-db").or_secrets(&secrets);
+        assert_eq!(info.password_for(&info.places[0], Some("other")).as_deref(), Some("s3cret"));
+        assert_eq!(parsed(&info.to_string()).credentials.as_deref(), Some("orders-db"));
+        assert!(!info.to_string().contains("s3cret"));
+        for bad in ["../orders-db", "a/b", ".hidden", "a b"] {
+            assert!(format!("host=h credentials='{bad}'").parse::<ConnInfo>().is_err(), "{bad}");
+        }
     }
 
     #[test]
@@ -343,11 +392,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let passfile = directory.path().join("pass");
         std::fs::write(&passfile, "# no\nother:*:*:*:wrong\nh:5432:*:me:f\\:i:le\n*:*:*:*:last\n").unwrap();
-        let info = parsed("host=h user=me").or_passfile(&passfile);
+        let secrets = Secrets { passfile, ..Secrets::default() };
+        let info = parsed("host=h user=me").or_secrets(&secrets);
         let place = &info.places[0];
         assert_eq!(info.password_for(place, Some("env")).as_deref(), Some("env"));
         assert_eq!(info.password_for(place, None).as_deref(), Some("f:i:le"));
-        let socket = parsed("host=/tmp user=me").or_passfile(&passfile);
+        let socket = parsed("host=/tmp user=me").or_secrets(&secrets);
         assert_eq!(socket.password_for(&socket.places[0], None).as_deref(), Some("last"));
         assert_eq!(parsed("password=s").password_for(place, Some("env")).as_deref(), Some("s"));
     }

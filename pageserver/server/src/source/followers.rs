@@ -1,13 +1,13 @@
 //! All sources that this process follows, each in a supervised task.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use codec::index_part::{Source, Unknown};
 use engine::error_story::error_story;
-use engine::tenant::{BranchPoint, ChangeError, NotFound, Tenants};
+use engine::tenant::{BranchPoint, ChangeError, NotFound, Tenant, Tenants};
 use engine::timeline::Timeline;
 use engine::timeline::restore::SwitchError;
 use engine::wal_target::WalTarget;
@@ -15,9 +15,10 @@ use futures::future::BoxFuture;
 use model::{Lsn, TenantId, TimelineId, Tli};
 
 use super::client::{Client, Purpose};
-use super::conninfo::{ConnInfo, ConnInfoError};
+use super::conninfo::{ConnInfo, ConnInfoError, Secrets};
+use super::course::{SourceCourse, Stage};
 use super::import::{self, ImportFailure};
-use super::receiver::{FollowError, Receiver, ReceiverState, course_of, release_slot};
+use super::receiver::{FollowError, Receiver, course_of, release_slot};
 use super::replication;
 use super::stored::{self, StoredBaseError};
 use crate::supervisor::{OnFailure, Supervisor, TaskHandle};
@@ -31,16 +32,17 @@ pub struct Followers {
 struct Inner {
     tenants: Tenants,
     supervisor: Supervisor,
-    passfile: PathBuf,
+    secrets: Secrets,
     // Guards the table; held for look-ups and updates only.
     table: Mutex<HashMap<TimelineId, Follower>>,
 }
 
 #[derive(Clone)]
 struct Follower {
+    tenant: TenantId,
     /// None while a base is imported that lies on disk.
     source: Option<ConnInfo>,
-    state: Arc<ReceiverState>,
+    state: Arc<SourceCourse>,
     task: TaskHandle,
 }
 
@@ -87,9 +89,9 @@ enum ReceiverFailure {
 const RELEASE_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Followers {
-    /// Nobody yet. `passfile` may be empty.
-    pub fn new(tenants: Tenants, supervisor: Supervisor, passfile: PathBuf) -> Self {
-        Followers { inner: Arc::new(Inner { tenants, supervisor, passfile, table: Mutex::default() }) }
+    /// Nobody yet.
+    pub fn new(tenants: Tenants, supervisor: Supervisor, secrets: Secrets) -> Self {
+        Followers { inner: Arc::new(Inner { tenants, supervisor, secrets, table: Mutex::default() }) }
     }
 
     /// The name of our slot on a timeline's source.
@@ -102,9 +104,14 @@ impl Followers {
         self.get(timeline).map_or_else(|| "no source".into(), |follower| follower.state.text())
     }
 
+    /// How far a timeline's source is; `None` without one.
+    pub fn stage(&self, timeline: TimelineId) -> Option<Stage> {
+        self.get(timeline).map(|follower| follower.state.stage())
+    }
+
     /// Whether a timeline was archived.
     pub fn is_archived(&self, timeline: TimelineId) -> bool {
-        self.get(timeline).is_some_and(|follower| follower.state.is_archived())
+        matches!(self.stage(timeline), Some(Stage::Archived { .. }))
     }
 
     /// Where a timeline's WAL comes from, without secrets.
@@ -119,45 +126,83 @@ impl Followers {
 
     /// Goes on with everything that was followed when the process last ended.
     pub async fn resume(&self) {
-        let tenants = &self.inner.tenants;
+        for info in self.inner.tenants.list() {
+            if let Ok(tenant) = self.inner.tenants.tenant(info.id.tenant) {
+                self.resume_tenant(&tenant).await;
+            }
+        }
+    }
+
+    /// Goes on with everything of an open tenant that was followed when its last owner ended.
+    pub async fn resume_tenant(&self, tenant: &Tenant) {
         let mut archived = Vec::new();
-        for info in tenants.list() {
-            let Ok(tenant) = tenants.tenant(info.id.tenant) else { continue };
-            for followed in tenant.followed().await {
-                let source = match followed.source.conninfo.parse::<ConnInfo>() {
-                    Ok(source) => source.or_passfile(&self.inner.passfile),
-                    Err(error) => {
-                        tracing::error!(timeline = %followed.id, "cannot follow its source: {error}");
-                        continue;
-                    }
-                };
-                match followed.timeline {
-                    Some(timeline) if timeline.archived().await.is_some() => {
-                        archived.push((timeline, source));
-                    }
-                    Some(timeline) => self.follow(&timeline, source),
-                    None => self.import(info.id.tenant, followed.id, source, None),
+        for followed in tenant.followed().await {
+            let source = match followed.source.conninfo.parse::<ConnInfo>() {
+                Ok(source) => source.or_secrets(&self.inner.secrets),
+                Err(error) => {
+                    tracing::error!(timeline = %followed.id, "cannot follow its source: {error}");
+                    continue;
                 }
+            };
+            match followed.timeline {
+                Some(timeline) if timeline.archived().await.is_some() => archived.push((timeline, source)),
+                Some(timeline) => self.follow(&timeline, source),
+                None => self.import(tenant.shard().tenant, followed.id, source, None),
             }
         }
         // Now it is known which successors exist and are followed.
         for (timeline, source) in archived {
-            let state = Arc::new(ReceiverState::default());
-            let (this, from, told, id) = (self.clone(), source.clone(), Arc::clone(&state), timeline.id());
-            let task =
-                self.inner.supervisor.start(format!("successor of {id}"), OnFailure::Restart, move |stop| {
-                    let (this, source, state) = (this.clone(), from.clone(), Arc::clone(&told));
-                    let timeline = timeline.clone();
-                    async move {
-                        // Whoever deletes the timeline waits for this task, and may hold what it waits for.
-                        tokio::select! {
-                            continued = this.continue_archived(&timeline, source, &state) => continued,
-                            () = stop.cancelled() => Ok(()),
-                        }
-                    }
-                });
-            self.enter(id, source, task, state);
+            self.continue_in_a_task(timeline, source);
         }
+    }
+
+    fn continue_in_a_task(&self, timeline: Timeline, source: ConnInfo) {
+        let state = Arc::new(SourceCourse::default());
+        let (this, from, told) = (self.clone(), source.clone(), Arc::clone(&state));
+        let (id, tenant) = (timeline.id(), timeline.facts().tenant_shard.tenant);
+        let task =
+            self.inner.supervisor.start(format!("successor of {id}"), OnFailure::Restart, move |stop| {
+                let (this, source, state) = (this.clone(), from.clone(), Arc::clone(&told));
+                let timeline = timeline.clone();
+                async move {
+                    // Whoever deletes the timeline waits for this task, and may hold what it waits for.
+                    tokio::select! {
+                        continued = this.continue_archived(&timeline, source, &state) => continued,
+                        () = stop.cancelled() => Ok(()),
+                    }
+                }
+            });
+        self.put(id, Follower { tenant, source: Some(source), state, task });
+    }
+
+    /// Stops following all timelines of a tenant that is let go, and waits until nothing of it runs any more. Its slots stay, for its next owner.
+    pub async fn pause_tenant(&self, tenant: TenantId) {
+        loop {
+            let of_tenant: Vec<TimelineId> = {
+                let table = self.table();
+                table.iter().filter(|(_, follower)| follower.tenant == tenant).map(|(id, _)| *id).collect()
+            };
+            if of_tenant.is_empty() {
+                return; // an import that ended meanwhile may have started a receiver, hence the loop
+            }
+            futures::future::join_all(of_tenant.into_iter().map(|timeline| self.end(timeline))).await;
+        }
+    }
+
+    /// Ends what feeds a timeline, and what that may have started meanwhile. Answers the source, if it had one.
+    async fn end(&self, timeline: TimelineId) -> Option<ConnInfo> {
+        let mut source = None;
+        // An import that ends meanwhile may have started a receiver.
+        loop {
+            let follower = self.table().remove(&timeline);
+            let Some(follower) = follower else { break };
+            follower.task.end().await;
+            source = source.or(follower.source);
+        }
+        for task in ["import", "receiver", "successor of"] {
+            self.inner.supervisor.forget(&format!("{task} {timeline}"));
+        }
+        source
     }
 
     /// Archives a timeline that the source left at `at`, and goes on in a new one.
@@ -167,7 +212,7 @@ impl Followers {
         at: Lsn,
         tli: Tli,
         source: ConnInfo,
-        state: &ReceiverState,
+        state: &SourceCourse,
     ) -> Result<(), ReceiverFailure> {
         let received = timeline.received();
         let reason = format!(
@@ -183,10 +228,11 @@ impl Followers {
         &self,
         timeline: &Timeline,
         source: ConnInfo,
-        state: &ReceiverState,
+        state: &SourceCourse,
     ) -> Result<(), ChangeError> {
         let Some(archived) = timeline.archived().await else { return Ok(()) };
-        state.set_archived(format!("archived: {}", archived.reason));
+        let stage = Stage::Archived { successor: archived.successor };
+        state.set(stage.clone(), format!("archived: {}", archived.reason));
         let (Some(successor), Some(at)) = (archived.successor, archived.at) else { return Ok(()) };
         let tenant = timeline.facts().tenant_shard.tenant;
         let made = self.inner.tenants.branch(tenant, successor, timeline.id(), BranchPoint::Lsn(at)).await;
@@ -195,7 +241,7 @@ impl Followers {
             Err(ChangeError::Buried(_)) => return Ok(()),
             made => made?,
         };
-        state.set_archived(format!("archived: {}; goes on as timeline {successor}", archived.reason));
+        state.set(stage, format!("archived: {}; goes on as timeline {successor}", archived.reason));
         if next.index().source().await.is_none() {
             self.store_source(&next, &source).await?;
         }
@@ -234,7 +280,7 @@ impl Followers {
         timeline: TimelineId,
         dsn: &str,
     ) -> Result<(), FollowRequestError> {
-        let source = dsn.parse::<ConnInfo>()?.or_passfile(&self.inner.passfile);
+        let source = dsn.parse::<ConnInfo>()?.or_secrets(&self.inner.secrets);
         if source.password.is_some() {
             tracing::warn!(%timeline, "the source's password is not stored: after a restart it must come from a password file");
         }
@@ -252,7 +298,7 @@ impl Followers {
         place: &Path,
     ) -> Result<(), StoredBaseError> {
         let mut begun = Some(stored::begin(&self.inner.tenants, tenant, timeline, place).await?);
-        let state = Arc::new(ReceiverState::default());
+        let state = Arc::new(SourceCourse::default());
         let told = Arc::clone(&state);
         let name = format!("import {timeline}");
         let task = self.inner.supervisor.start(name, OnFailure::Keep, move |stop| {
@@ -261,18 +307,18 @@ impl Followers {
                 let Some(begun) = begun else { return Err(StoredBaseError::Stopping) }; // it runs once
                 let imported = stored::run(begun, &state, stop).await;
                 if let Err(error) = &imported {
-                    state.set(format!("the import failed: {}", error_story(error)));
+                    state.set(Stage::Disconnected, format!("the import failed: {}", error_story(error)));
                 }
                 imported.map(drop)
             }
         });
-        self.put(timeline, Follower { source: None, state, task });
+        self.put(timeline, Follower { tenant, source: None, state, task });
         Ok(())
     }
 
     /// Makes an existing timeline follow a source, such as a cluster that was restored from it.
     pub async fn attach(&self, timeline: &Timeline, dsn: &str) -> Result<(), FollowRequestError> {
-        let source = dsn.parse::<ConnInfo>()?.or_passfile(&self.inner.passfile);
+        let source = dsn.parse::<ConnInfo>()?.or_secrets(&self.inner.secrets);
         if let Some(archived) = timeline.archived().await {
             return Err(FollowRequestError::Archived(archived.reason));
         }
@@ -301,18 +347,7 @@ impl Followers {
     /// Stops following a timeline that is deleted, waits until nothing of it runs any more, and drops its slot on the source. Answers what
     /// remains there, if that failed.
     pub async fn leave(&self, timeline: TimelineId) -> Option<String> {
-        let mut source = None;
-        // An import that ends meanwhile may have started a receiver.
-        loop {
-            let follower = self.table().remove(&timeline);
-            let Some(follower) = follower else { break };
-            follower.task.end().await;
-            source = source.or(follower.source);
-        }
-        for task in ["import", "receiver", "successor of"] {
-            self.inner.supervisor.forget(&format!("{task} {timeline}"));
-        }
-        let source = source?;
+        let source = self.end(timeline).await?;
         let slot = Self::slot_name(timeline);
         let why = match tokio::time::timeout(RELEASE_PATIENCE, release_slot(&source, &slot)).await {
             Ok(Ok(())) => return None,
@@ -326,16 +361,31 @@ impl Followers {
         Some(remains)
     }
 
+    /// How a connection string is kept in the index: without secrets, in one form.
+    pub fn stored_form(&self, dsn: &str) -> Result<String, ConnInfoError> {
+        Ok(dsn.parse::<ConnInfo>()?.or_secrets(&self.inner.secrets).to_string())
+    }
+
+    /// Makes a timeline follow nobody any more, durably, and drops its slot on the source. Answers what remains there, if that failed.
+    pub async fn forget_source(&self, timeline: &Timeline) -> Result<Option<String>, ChangeError> {
+        timeline
+            .index()
+            .update(|part| {
+                if let Some(ours) = &mut part.palimpsest {
+                    ours.source = None;
+                }
+            })
+            .await?;
+        timeline.index().claim().validate().await?;
+        Ok(self.leave(timeline.id()).await)
+    }
+
     fn table(&self) -> std::sync::MutexGuard<'_, HashMap<TimelineId, Follower>> {
         self.inner.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn get(&self, timeline: TimelineId) -> Option<Follower> {
         self.table().get(&timeline).cloned()
-    }
-
-    fn enter(&self, timeline: TimelineId, source: ConnInfo, task: TaskHandle, state: Arc<ReceiverState>) {
-        self.put(timeline, Follower { source: Some(source), state, task });
     }
 
     fn put(&self, timeline: TimelineId, follower: Follower) {
@@ -345,9 +395,9 @@ impl Followers {
     }
 
     fn follow(&self, timeline: &Timeline, source: ConnInfo) {
-        let state = Arc::new(ReceiverState::default());
+        let state = Arc::new(SourceCourse::default());
         let (timeline, from) = (timeline.clone(), source.clone());
-        let id = timeline.id();
+        let (id, tenant) = (timeline.id(), timeline.facts().tenant_shard.tenant);
         let told = Arc::clone(&state);
         let this = self.clone();
         let is_final =
@@ -368,11 +418,11 @@ impl Followers {
             });
             run
         });
-        self.enter(id, source, task, state);
+        self.put(id, Follower { tenant, source: Some(source), state, task });
     }
 
     fn import(&self, tenant: TenantId, id: TimelineId, source: ConnInfo, begun: Option<Begun>) {
-        let state = Arc::new(ReceiverState::default());
+        let state = Arc::new(SourceCourse::default());
         let (this, from, told) = (self.clone(), source.clone(), Arc::clone(&state));
         let mut begun = begun;
         // What is gone for good is not tried again.
@@ -415,7 +465,7 @@ impl Followers {
                 Ok::<(), ImportFailure>(())
             }
         });
-        self.enter(id, source, task, state);
+        self.put(id, Follower { tenant, source: Some(source), state, task });
     }
 }
 
@@ -437,7 +487,7 @@ async fn begin(
     Ok(Begun { session, identity })
 }
 
-fn receiver_of(timeline: &Timeline, source: ConnInfo, state: Arc<ReceiverState>) -> Receiver {
+fn receiver_of(timeline: &Timeline, source: ConnInfo, state: Arc<SourceCourse>) -> Receiver {
     Receiver {
         target: WalTarget::Open(timeline.clone()),
         claim: timeline.index().claim().clone(),

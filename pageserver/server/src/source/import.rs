@@ -15,7 +15,8 @@ use tokio_util::sync::CancellationToken;
 use super::base_backup::{BaseBackup, Part};
 use super::client::{Client, ClientError, Purpose};
 use super::conninfo::ConnInfo;
-use super::receiver::{FollowError, Receiver, ReceiverState};
+use super::course::{SourceCourse, Stage};
+use super::receiver::{FollowError, Receiver};
 use super::replication::{self, SourceIdentity};
 
 /// Why an import ended without a timeline.
@@ -76,10 +77,11 @@ pub async fn run(
     source: &ConnInfo,
     slot: &str,
     receiver: impl Fn(WalTarget) -> Receiver,
-    state: &Arc<ReceiverState>,
+    state: &Arc<SourceCourse>,
     stop: CancellationToken,
 ) -> Result<Timeline, ImportFailure> {
-    state.set("importing: waiting for the source's checkpoint");
+    let begun = Stage::Importing { done: 0, total: 0 };
+    state.set(begun, "importing: waiting for the source's checkpoint");
     let mut client = Client::connect(source, Purpose::Replication).await?;
     // Before the backup begins: from now on the source keeps the WAL that the backup needs.
     replication::create_slot(&mut client, slot).await?;
@@ -98,7 +100,7 @@ pub async fn run(
         let layers = out.take().expect("filled once");
         let filled = fill(backup, identity, base_lsn, layers, state).await?;
         // Consistent only with the WAL up to its end.
-        state.set(format!("importing: waiting for WAL up to {}", filled.0.readable_from));
+        state.set(state.stage(), format!("importing: waiting for WAL up to {}", filled.0.readable_from));
         while target.received() < filled.0.readable_from {
             tokio::time::sleep(WAL_POLL).await;
         }
@@ -118,7 +120,7 @@ pub async fn run(
         filled?
     };
     client.close().await;
-    state.set("importing: opening the timeline");
+    state.set(state.stage(), "importing: opening the timeline");
     Ok(session.finish(ImportedBase { tli, ..base }, layers).await?)
 }
 
@@ -150,7 +152,7 @@ async fn fill(
     identity: &SourceIdentity,
     base_lsn: Lsn,
     layers: ImportLayers,
-    state: &ReceiverState,
+    state: &SourceCourse,
 ) -> Result<(ImportedBase, ImportLayers), ImportFailure> {
     let options = ImportOptions {
         manifest: Some(ChecksumAlgorithm::Crc32c),
@@ -168,7 +170,8 @@ async fn fill(
         let done = importer.progress().bytes >> 20;
         if done != shown {
             shown = done;
-            state.set(format!("importing: {done} of about {expected} MiB"));
+            let stage = Stage::Importing { done: done << 20, total: expected << 20 };
+            state.set(stage, format!("importing: {done} of about {expected} MiB"));
         }
     }
     let (end, _) = backup.end().await?;

@@ -1,12 +1,13 @@
 //! A Postgres as the source of WAL: an unpatched primary, spoken to as its standbys do.
 //!
 //! Reading order: [`conninfo`] (where and as whom), [`client`] (a connection), [`base_backup`], [`replication`] (the messages of a stream),
-//! [`lineage`] (whether its history is ours), [`receiver`] (follows a source and reports what is safe in the bucket), [`import`] (a new timeline from a source), [`stored`]
+//! [`lineage`] (whether its history is ours), [`course`] (what is told of it), [`receiver`] (follows a source and reports what is safe in the bucket), [`import`] (a new timeline from a source), [`stored`]
 //! (one from a base on our own disk), [`followers`] (all of them).
 
 pub mod base_backup;
 pub mod client;
 pub mod conninfo;
+pub mod course;
 pub mod followers;
 pub mod import;
 pub mod lineage;

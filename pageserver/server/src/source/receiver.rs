@@ -4,8 +4,7 @@
 //! newest. The source forgets what is below it and shuts down only when it is the end, so a keepalive that waits for an answer is answered
 //! as soon as everything received is there, or the connection is closed.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use codec::history::TimelineHistory;
@@ -20,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::client::{Client, ClientError, Purpose};
 use super::conninfo::ConnInfo;
+use super::course::{SourceCourse, Stage};
 use super::lineage::{self, Course, Diverged, Ours, Theirs};
 use super::replication::{self, SourceIdentity, StreamMessage};
 
@@ -50,38 +50,7 @@ pub struct Receiver {
     /// Of the cluster.
     pub wal_segment_size: WalSegmentSize,
     /// What is told of it.
-    pub state: Arc<ReceiverState>,
-}
-
-/// What a receiver is doing, for people.
-#[derive(Debug, Default)]
-pub struct ReceiverState {
-    // Guards one text.
-    text: Mutex<String>,
-    archived: AtomicBool,
-}
-
-impl ReceiverState {
-    /// In words.
-    pub fn text(&self) -> String {
-        self.text.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Whether the timeline was archived, and nothing is received any more.
-    pub fn is_archived(&self) -> bool {
-        self.archived.load(Ordering::Relaxed)
-    }
-
-    /// Notes that the timeline is archived, and why.
-    pub fn set_archived(&self, why: impl Into<String>) {
-        self.archived.store(true, Ordering::Relaxed);
-        self.set(why);
-    }
-
-    /// Notes what it does now.
-    pub fn set(&self, text: impl Into<String>) {
-        *self.text.lock().unwrap_or_else(PoisonError::into_inner) = text.into();
-    }
+    pub state: Arc<SourceCourse>,
 }
 
 /// Why following ended.
@@ -221,14 +190,18 @@ fn lost_or(error: ClientError, wanted: Lsn) -> FollowError {
 impl Receiver {
     /// Connects, follows until told to stop or until something fails.
     pub async fn follow(&self, stop: CancellationToken) -> Result<(), FollowError> {
-        self.state.set("connecting");
+        self.state.set(Stage::Connecting, "connecting");
         let followed = self.connected(&stop).await;
-        self.state.set(match &followed {
-            Ok(()) => "stopped".to_owned(),
-            Err(error @ FollowError::SlotLost { .. }) => format!("SlotLost: {error}"),
-            Err(error @ FollowError::Diverged(_)) => format!("Diverged: {error}"),
-            Err(error) => format!("disconnected: {error}"),
-        });
+        match &followed {
+            Ok(()) => self.state.set(Stage::Stopped, "stopped"),
+            Err(error @ FollowError::SlotLost { .. }) => {
+                self.state.set(Stage::SlotLost, format!("SlotLost: {error}"));
+            }
+            Err(error @ FollowError::Diverged(_)) => {
+                self.state.set(Stage::Diverged, format!("Diverged: {error}"));
+            }
+            Err(error) => self.state.set(Stage::Disconnected, format!("disconnected: {error}")),
+        }
         followed
     }
 
@@ -467,13 +440,10 @@ impl Receiver {
                 Event::Message(StreamMessage::Wal { start, end, bytes, .. }) => {
                     self.take(client, start, tli, bytes).await?;
                     let received = self.target.received();
-                    self.state.set(format!("streaming, received {received}, the source is at {end}"));
+                    self.tell(received, end);
                 }
                 Event::Message(StreamMessage::Keepalive { end, reply, .. }) => {
-                    self.state.set(format!(
-                        "streaming, received {}, the source is at {end}",
-                        self.target.received()
-                    ));
+                    self.tell(self.target.received(), end);
                     if reply {
                         self.answer(client, end).await?;
                     }
@@ -507,11 +477,15 @@ impl Receiver {
                     taken => Ok(taken?),
                 },
                 () = tokio::time::sleep(STATUS_EVERY) => {
-                    self.state.set("waiting for memory or the bucket");
+                    self.state.set(Stage::Streaming, "waiting for memory or the bucket");
                     self.report(client).await?;
                 }
             }
         }
+    }
+
+    fn tell(&self, received: Lsn, end: Lsn) {
+        self.state.set(Stage::Streaming, format!("streaming, received {received}, the source is at {end}"));
     }
 
     async fn report(&self, client: &mut Client) -> Result<(), ClientError> {

@@ -11,7 +11,7 @@ use engine::timeline::Timeline;
 use model::{TenantId, TimelineId, Tli};
 use tokio_util::sync::CancellationToken;
 
-use super::receiver::ReceiverState;
+use super::course::{SourceCourse, Stage};
 
 /// Why a name is not that of a base.
 #[derive(Debug, thiserror::Error)]
@@ -83,20 +83,21 @@ pub async fn begin(
 /// Fills a timeline that was begun, to its end.
 pub async fn run(
     begun: Begun,
-    state: &Arc<ReceiverState>,
+    state: &Arc<SourceCourse>,
     stop: CancellationToken,
 ) -> Result<Timeline, StoredBaseError> {
     let Begun { mut session, base } = begun;
     let (wal, options) = (base.wal(), base.options().clone());
     let segment = base.control().wal_segment_size;
     let told = |progress: ImportProgress| {
-        state.set(format!("importing: {} files, {} MiB", progress.files, progress.bytes >> 20));
+        let stage = Stage::Importing { done: progress.bytes, total: 0 };
+        state.set(stage, format!("importing: {} files, {} MiB", progress.files, progress.bytes >> 20));
     };
     let fill = async {
         let (report, layers) = base.import(session.layers(options.base_lsn), &told).await?;
         let (from, until, tli): (_, _, Tli) = (report.base_lsn, report.readable_from, report.tli);
         if options.kind == SourceKind::Backup {
-            state.set(format!("importing: WAL from {from} to {until}"));
+            state.set(state.stage(), format!("importing: WAL from {from} to {until}"));
             wal.feed(&session.keep_wal(from), (tli, segment), from, until).await?;
         }
         Ok::<_, StoredBaseError>((ImportedBase { base_lsn: from, readable_from: until, tli }, layers))
@@ -105,9 +106,9 @@ pub async fn run(
         filled = fill => filled?,
         () = stop.cancelled() => return Err(StoredBaseError::Stopping),
     };
-    state.set("importing: opening the timeline");
+    state.set(state.stage(), "importing: opening the timeline");
     let timeline = session.finish(base, layers).await?;
-    state.set("imported from disk; no source");
+    state.set(Stage::Imported, "imported from disk; no source");
     Ok(timeline)
 }
 

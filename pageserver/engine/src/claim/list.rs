@@ -1,0 +1,103 @@
+//! What claims and what owners there are.
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use model::{Generation, TenantShardId};
+
+use crate::object_path::{ObjectPath, claims_prefix, index_prefix, timelines_prefix};
+use crate::ports::{Bucket, BucketError, ListRequest};
+
+/// Timelines whose indexes are looked for at once while a claim is taken.
+const INDEX_LISTINGS: usize = 16;
+
+/// The claims of a tenant shard, ascending; with `from`, only that and those above it.
+pub(crate) async fn list_claims(
+    bucket: &dyn Bucket,
+    tenant: TenantShardId,
+    from: Option<Generation>,
+) -> Result<Vec<Generation>, BucketError> {
+    let prefix = claims_prefix(tenant);
+    // `after` excludes: the generation before ours brings our own back.
+    let mut after = from
+        .and_then(|from| from.0.checked_sub(1))
+        .map(|before| ObjectPath::Claim { tenant, generation: Generation(before) }.to_string());
+    let mut claims = Vec::new();
+    loop {
+        let request = ListRequest { prefix: &prefix, after: after.as_deref(), ..ListRequest::default() };
+        let page = bucket.list(request).await?;
+        for object in page.objects {
+            if let Ok(ObjectPath::Claim { generation, .. }) = object.path.parse() {
+                claims.push(generation);
+            } else {
+                tracing::warn!(path = object.path, "an object that is no claim lies among the claims");
+            }
+        }
+        match page.next {
+            Some(next) => after = Some(next),
+            None => break,
+        }
+    }
+    claims.sort_unstable();
+    claims.retain(|claim| from.is_none_or(|from| *claim >= from));
+    Ok(claims)
+}
+
+/// The highest generation of any index of the tenant shard: a pageserver that writes no claims may have owned it.
+pub(super) async fn highest_index_generation(
+    bucket: &dyn Bucket,
+    tenant: TenantShardId,
+) -> Result<Option<Generation>, BucketError> {
+    let timelines = list_timeline_prefixes(bucket, tenant).await?;
+    futures::stream::iter(timelines)
+        .map(|timeline| async move {
+            let prefix = index_prefix(tenant, timeline);
+            let mut highest = None;
+            let mut after: Option<String> = None;
+            loop {
+                let request =
+                    ListRequest { prefix: &prefix, after: after.as_deref(), ..ListRequest::default() };
+                let page = bucket.list(request).await?;
+                for object in &page.objects {
+                    if let Ok(ObjectPath::Index { generation, .. }) = object.path.parse() {
+                        highest = highest.max(generation);
+                    }
+                }
+                match page.next {
+                    Some(next) => after = Some(next),
+                    None => return Ok(highest),
+                }
+            }
+        })
+        .buffer_unordered(INDEX_LISTINGS)
+        .try_fold(None, |a: Option<Generation>, b| async move { Ok(a.max(b)) })
+        .await
+}
+
+/// The timelines that have any object in Neon's layout, in order.
+pub(crate) async fn list_timeline_prefixes(
+    bucket: &dyn Bucket,
+    tenant: TenantShardId,
+) -> Result<Vec<model::TimelineId>, BucketError> {
+    let prefix = timelines_prefix(tenant);
+    let mut timelines = Vec::new();
+    let mut after: Option<String> = None;
+    loop {
+        let request = ListRequest {
+            prefix: &prefix,
+            after: after.as_deref(),
+            delimiter: true,
+            ..ListRequest::default()
+        };
+        let page = bucket.list(request).await?;
+        for folder in &page.prefixes {
+            if let Ok(timeline) = folder[prefix.len()..].trim_end_matches('/').parse() {
+                timelines.push(timeline);
+            } else {
+                tracing::warn!(folder, "a folder that is no timeline lies among the timelines");
+            }
+        }
+        match page.next {
+            Some(next) => after = Some(next),
+            None => return Ok(timelines),
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! Who owns a tenant shard: claims in the bucket.
+//!
+//! An owner creates `palimpsest/claims/<tenant shard>/<generation>` before it reads any index; creation of an existing one fails, so no
+//! two owners have the same generation. Before an owner deletes, reports to a source or acknowledges a change it *validates*: it lists
+//! the claims from its own on. Its own and nothing above it must come back. A newer owner claims before it reads, so what the older one
+//! wrote before a clean listing is what the newer one reads.
+//!
+//! [`take`] is how an owner comes to a claim: the next generation on its own authority, or one that an operator allocated. [`list`] reads what
+//! claims there are; [`clean`] removes old ones.
+
+mod clean;
+mod list;
+mod take;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use model::{Generation, TenantShardId};
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use crate::object_path::ObjectPath;
+use crate::ports::{Bucket, BucketError};
+
+pub(crate) use list::{list_claims, list_timeline_prefixes};
+pub(crate) use take::create_deleted;
+pub use take::{ClaimedBy, ConfirmError, TakeClaimError, claimed_by};
+
+/// Ownership of a tenant shard in one generation. Cheap to clone. Never taken again by itself: superseded, an owner stops to write.
+#[derive(Clone)]
+pub struct Claim {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    bucket: Arc<dyn Bucket>,
+    tenant: TenantShardId,
+    generation: Generation,
+    /// Counts calls to validate.
+    arrivals: AtomicU64,
+    /// The last arrival that came before the start of a listing that came back clean. A queue as well as a value: who waits for it learns
+    /// whether the listing just made began late enough to speak for it too. So any number of callers need two listings at a time.
+    validated: Mutex<u64>,
+    superseded: CancellationToken,
+    /// Set before `superseded` is.
+    superseded_by: std::sync::OnceLock<Generation>,
+}
+
+/// Why a claim is not, or may not be, the newest.
+#[derive(Debug, thiserror::Error)]
+pub enum ValidateError {
+    /// There is a newer owner.
+    #[error("generation {own} of tenant {tenant} is superseded by generation {by}")]
+    Superseded {
+        /// Whose.
+        tenant: TenantShardId,
+        /// Ours.
+        own: Generation,
+        /// The newer one; [`Generation::DELETED`] when the tenant is being deleted.
+        by: Generation,
+    },
+    /// Our own claim is not there, so a listing without newer ones proves nothing.
+    #[error(
+        "our own claim {path} is missing from the bucket: something deletes objects under palimpsest/claims/, such as a lifecycle rule; \
+         remove it"
+    )]
+    Missing {
+        /// Where it was.
+        path: String,
+    },
+    /// The listing failed: nothing is known.
+    #[error("cannot list the claims")]
+    Bucket(#[from] BucketError),
+}
+
+impl Claim {
+    fn new(bucket: Arc<dyn Bucket>, tenant: TenantShardId, generation: Generation) -> Claim {
+        Claim {
+            inner: Arc::new(Inner {
+                bucket,
+                tenant,
+                generation,
+                arrivals: AtomicU64::new(0),
+                validated: Mutex::new(0),
+                superseded: CancellationToken::new(),
+                superseded_by: std::sync::OnceLock::new(),
+            }),
+        }
+    }
+
+    /// Whose.
+    pub fn tenant(&self) -> TenantShardId {
+        self.inner.tenant
+    }
+
+    /// As which owner.
+    pub fn generation(&self) -> Generation {
+        self.inner.generation
+    }
+
+    /// The bucket that it is in.
+    pub fn bucket(&self) -> &Arc<dyn Bucket> {
+        &self.inner.bucket
+    }
+
+    /// Is cancelled once a newer owner was seen. Then nothing may be deleted, reported or acknowledged any more.
+    pub fn superseded(&self) -> &CancellationToken {
+        &self.inner.superseded
+    }
+
+    /// The newer owner's generation, once one was seen.
+    pub fn superseded_by(&self) -> Option<Generation> {
+        self.inner.superseded_by.get().copied()
+    }
+
+    /// Asks the bucket whether this is still the newest owner. `Ok` speaks for the time at which the call began: what was put before the
+    /// call is seen by any newer owner. Callers that come at once share listings.
+    pub async fn validate(&self) -> Result<(), ValidateError> {
+        let inner = &*self.inner;
+        self.check_superseded()?;
+        let arrival = inner.arrivals.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut validated = inner.validated.lock().await;
+        self.check_superseded()?;
+        if *validated >= arrival {
+            return Ok(());
+        }
+        let covered = inner.arrivals.load(Ordering::SeqCst);
+        let claims = list_claims(&*inner.bucket, inner.tenant, Some(inner.generation)).await?;
+        match claims.last() {
+            Some(newest) if *newest > inner.generation => {
+                let _ = inner.superseded_by.set(*newest);
+                inner.superseded.cancel();
+                self.check_superseded()
+            }
+            Some(_) => {
+                *validated = covered;
+                Ok(())
+            }
+            None => Err(ValidateError::Missing {
+                path: ObjectPath::Claim { tenant: inner.tenant, generation: inner.generation }.to_string(),
+            }),
+        }
+    }
+
+    fn check_superseded(&self) -> Result<(), ValidateError> {
+        match self.inner.superseded_by.get() {
+            None => Ok(()),
+            Some(by) => Err(ValidateError::Superseded {
+                tenant: self.inner.tenant,
+                own: self.inner.generation,
+                by: *by,
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::bucket::MemoryBucket;
+    use crate::bucket::faulty::{Fault, FaultyBucket, Operation, held};
+    use crate::ports::{Body, PutIf};
+
+    fn tenant() -> TenantShardId {
+        "00112233445566778899aabbccddeeff".parse().unwrap()
+    }
+
+    fn faulty() -> (Arc<FaultyBucket>, Arc<dyn Bucket>) {
+        let bucket = FaultyBucket::new(Arc::new(MemoryBucket::default()));
+        (bucket.clone(), bucket)
+    }
+
+    fn path(generation: u32) -> String {
+        ObjectPath::Claim { tenant: tenant(), generation: Generation(generation) }.to_string()
+    }
+
+    async fn put(bucket: &dyn Bucket, path: &str) {
+        bucket.put(path, Body::Bytes(Bytes::from_static(b"{}")), PutIf::Absent).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn each_owner_has_the_next_generation_and_supersedes_the_one_before() {
+        let (_, bucket) = faulty();
+        let first = Claim::take(bucket.clone(), tenant()).await.unwrap();
+        assert_eq!(first.generation(), Generation(1));
+        first.validate().await.unwrap();
+        let second = Claim::take(bucket, tenant()).await.unwrap();
+        assert_eq!(second.generation(), Generation(2));
+        second.validate().await.unwrap();
+        assert!(!first.superseded().is_cancelled());
+        assert!(matches!(
+            first.validate().await,
+            Err(ValidateError::Superseded { by: Generation(2), own: Generation(1), .. })
+        ));
+        assert!(first.superseded().is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn an_owner_that_was_superseded_once_stays_superseded_without_asking() {
+        let (faulty, bucket) = faulty();
+        let claim = Claim::take(bucket.clone(), tenant()).await.unwrap();
+        put(&*bucket, &path(9)).await;
+        assert!(claim.validate().await.is_err());
+        bucket.delete(&[path(9)]).await.unwrap();
+        let asked = faulty.requests().len();
+        assert!(matches!(claim.validate().await, Err(ValidateError::Superseded { .. })));
+        assert_eq!(faulty.requests().len(), asked);
+    }
+
+    #[tokio::test]
+    async fn a_missing_own_claim_is_not_taken_for_the_absence_of_newer_ones() {
+        let (_, bucket) = faulty();
+        let claim = Claim::take(bucket.clone(), tenant()).await.unwrap();
+        bucket.delete(&[path(1)]).await.unwrap();
+        let error = claim.validate().await.unwrap_err();
+        assert!(matches!(error, ValidateError::Missing { .. }));
+        assert!(error.to_string().contains("lifecycle rule"));
+        put(&*bucket, &path(2)).await;
+        assert!(matches!(claim.validate().await, Err(ValidateError::Superseded { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_listing_that_fails_validates_nothing() {
+        let (faulty, bucket) = faulty();
+        let claim = Claim::take(bucket, tenant()).await.unwrap();
+        faulty.once(Operation::List, "claims", Fault::Fail);
+        assert!(matches!(claim.validate().await, Err(ValidateError::Bucket(_))));
+        assert!(!claim.superseded().is_cancelled());
+        claim.validate().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn callers_that_come_while_a_listing_runs_share_the_next_one_and_not_that_one() {
+        let (faulty, bucket) = faulty();
+        let claim = Claim::take(bucket.clone(), tenant()).await.unwrap();
+        let (gate, mut first_list) = held();
+        faulty.once(Operation::List, "claims", Fault::Hold(gate));
+        let before = faulty.count(Operation::List, "claims");
+        let validate = |claim: Claim| tokio::spawn(async move { claim.validate().await });
+        let first = validate(claim.clone());
+        first_list.arrived().await;
+        let others: Vec<_> = (0..10).map(|_| validate(claim.clone())).collect();
+        tokio::task::yield_now().await;
+        first_list.release();
+        first.await.unwrap().unwrap();
+        for other in others {
+            other.await.unwrap().unwrap();
+        }
+        assert_eq!(faulty.count(Operation::List, "claims") - before, 2);
+    }
+}

@@ -1,0 +1,128 @@
+//! Bringing the timelines of a claimed tenant back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use model::TimelineId;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::slots::{Running, Slot};
+use super::{Tenant, Tenants};
+use crate::error_story::error_story;
+use crate::index_keeper::IndexKeeper;
+use crate::index_store::LoadIndexError;
+use crate::ports::BucketError;
+use crate::timeline::{Timeline, TimelineSurroundings, TimelineTasks, open};
+
+impl Tenants {
+    pub(super) async fn open_timelines(&self, tenant: &Arc<Tenant>) -> Result<(), BucketError> {
+        let mut waiting = Vec::new();
+        for timeline in tenant.index_store.timelines().await? {
+            if tenant.slot(timeline).is_some() {
+                continue; // an attempt before this one came so far
+            }
+            match tenant.index_store.find(timeline).await {
+                Ok(Some(found)) => waiting
+                    .push((timeline, Arc::new(IndexKeeper::new(tenant.claim().clone(), timeline, found)))),
+                Ok(None) => {}
+                Err(LoadIndexError::Bucket { source, .. }) => return Err(source),
+                Err(error) => tenant.set(timeline, Slot::Broken(error_story(&error).into())),
+            }
+        }
+        // Ancestors first; what is left at the end has an ancestor that is not here.
+        while !waiting.is_empty() {
+            let before = waiting.len();
+            let mut later = Vec::new();
+            for (timeline, index) in waiting {
+                let ancestor = index.ancestor().await.map(|(ancestor, _)| ancestor);
+                match ancestor {
+                    Some(ancestor) if tenant.slot(ancestor).is_none() => later.push((timeline, index)),
+                    _ => self.open_found(tenant, timeline, index, ancestor).await,
+                }
+            }
+            if later.len() == before {
+                for (timeline, _) in later.drain(..) {
+                    tenant.set(timeline, Slot::Broken("its ancestor is not in the bucket".into()));
+                }
+            }
+            waiting = later;
+        }
+        Ok(())
+    }
+
+    async fn open_found(
+        &self,
+        tenant: &Arc<Tenant>,
+        timeline: TimelineId,
+        index: Arc<IndexKeeper>,
+        ancestor: Option<TimelineId>,
+    ) {
+        if index.import_in_progress().await {
+            // Nothing of an unfinished import can be read; whoever asked for it asks again, and what it left is collected then.
+            tenant.set(timeline, Slot::Importing { index: Some(index), running: false });
+            return;
+        }
+        let opened = async {
+            let parent = ancestor
+                .map(|ancestor| tenant.timeline(ancestor))
+                .transpose()
+                .map_err(|error| error.to_string())?;
+            let surroundings = self.surroundings(tenant);
+            open(&surroundings, index, parent.as_ref()).await.map_err(|error| error_story(&error))
+        };
+        match opened.await {
+            Ok((opened, tasks)) => {
+                info!(%timeline, last = %opened.last_record_lsn(), "timeline is open");
+                self.watch_tasks(tenant, &opened, tasks);
+                tenant.set(timeline, Slot::Open(opened));
+            }
+            Err(reason) => {
+                error!(%timeline, %reason, "timeline cannot be opened");
+                tenant.set(timeline, Slot::Broken(reason.into()));
+            }
+        }
+    }
+
+    pub(crate) fn surroundings(&self, tenant: &Tenant) -> TimelineSurroundings {
+        TimelineSurroundings {
+            bucket: Arc::clone(&self.inner.bucket),
+            claim: tenant.claim().clone(),
+            cache: Arc::clone(&self.inner.cache),
+            budget: Arc::clone(&self.inner.budget),
+            policy: self.inner.policy,
+            freeze_bytes: tenant.freeze_bytes(),
+        }
+    }
+
+    /// Sees to it that the end of a timeline's tasks is noticed.
+    pub(super) fn watch_tasks(&self, tenant: &Arc<Tenant>, open: &Timeline, mut tasks: TimelineTasks) {
+        let (tenant, timeline) = (Arc::clone(tenant), open.id());
+        let ended = CancellationToken::new();
+        let failed = Arc::new(AtomicBool::new(false));
+        let running = Running { timeline: open.clone(), ended: ended.clone(), failed: Arc::clone(&failed) };
+        tenant.now_running(running);
+        self.inner.tasks.spawn(async move {
+            let _at_end = ended.drop_guard();
+            while let Some(ended) = tasks.join_next().await {
+                let trouble = match ended {
+                    Ok((_, Ok(()))) => None,
+                    Ok((task, Err(error))) => Some(format!("{task}: {error}")),
+                    Err(panic) => Some(format!("a task of the timeline panicked: {panic}")),
+                };
+                let Some(trouble) = trouble else { continue };
+                failed.store(true, Ordering::Relaxed);
+                if tenant.claim().superseded().is_cancelled() {
+                    warn!(%timeline, error = %trouble, "a task of a superseded owner ended");
+                } else if !tenant.is_stopped(timeline) {
+                    error!(%timeline, error = %trouble, "timeline stopped");
+                    if let Ok(open) = tenant.timeline(timeline) {
+                        open.stop();
+                    }
+                    tenant.set(timeline, Slot::Broken(trouble.into()));
+                }
+            }
+            tenant.no_longer_running(timeline);
+        });
+    }
+}

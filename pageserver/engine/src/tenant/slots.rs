@@ -1,0 +1,352 @@
+//! A tenant of this process, and what there is of each of its timelines.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use model::{TenantShardId, TimelineId};
+use tokio::sync::{Mutex, MutexGuard, Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{ChangeError, Followed, Hold, Mode, NotFound, Phase, TenantConfig, TenantInfo, TimelineState};
+use crate::claim::Claim;
+use crate::index_keeper::IndexKeeper;
+use crate::index_store::IndexStore;
+use crate::timeline::{Timeline, TimelinePolicy};
+
+/// How long the tasks of a deleted timeline may take to end: a layer or two may be on their way to the bucket.
+const END_PATIENCE: Duration = Duration::from_mins(1);
+
+/// One tenant shard that this process owns.
+pub struct Tenant {
+    shard: TenantShardId,
+    claim: Claim,
+    /// The operator's intent that attached it.
+    attempt: Option<String>,
+    hold: watch::Sender<Hold>,
+    config: ArcSwap<TenantConfig>,
+    /// Follows the configuration; all its timelines look at it.
+    freeze_bytes: Arc<AtomicUsize>,
+    /// Somebody waits for its timelines.
+    pub(super) wanted: Notify,
+    /// It was let go.
+    pub(super) detached: CancellationToken,
+    pub(super) index_store: IndexStore,
+    timelines: RwLock<BTreeMap<TimelineId, Slot>>,
+    /// Timelines whose tasks have not all ended.
+    running: RwLock<HashMap<TimelineId, Running>>,
+    /// One creation or deletion of a timeline at a time.
+    pub(super) changing: Mutex<()>,
+    /// Nobody is interested any more in whether a newer owner comes: set when the tenant is being deleted.
+    pub(super) deleting: CancellationToken,
+}
+
+/// Tasks of an open timeline.
+#[derive(Clone)]
+pub(super) struct Running {
+    pub timeline: Timeline,
+    pub ended: CancellationToken,
+    /// Something went wrong on the way.
+    pub failed: Arc<AtomicBool>,
+}
+
+/// What this process has of a timeline.
+#[derive(Clone)]
+pub(super) enum Slot {
+    Open(Timeline),
+    /// Its base is not there yet; nothing can be read. `running` while an import of this process is at it.
+    Importing {
+        index: Option<Arc<IndexKeeper>>,
+        running: bool,
+    },
+    /// It could not be opened, or its tasks ended.
+    Broken(Arc<str>),
+    /// It is deleted, and some of it is still in the bucket.
+    Deleting,
+}
+
+/// What there is of a timeline.
+#[derive(Clone)]
+pub enum TimelineView {
+    /// It can be read.
+    Open(Timeline),
+    /// Its base is not there yet.
+    Importing,
+    /// It cannot be read; why.
+    Broken(Arc<str>),
+    /// It is deleted; its objects are going.
+    Deleting,
+}
+
+impl Tenant {
+    /// Claimed, with nothing open yet.
+    pub(super) fn new(claim: Claim, mode: Mode, attempt: Option<String>) -> Tenant {
+        Tenant {
+            config: ArcSwap::default(),
+            freeze_bytes: Arc::default(),
+            shard: claim.tenant(),
+            attempt,
+            hold: watch::channel(Hold { mode, phase: Phase::Loading(None), superseded: None }).0,
+            wanted: Notify::new(),
+            detached: CancellationToken::new(),
+            index_store: IndexStore::new(&claim),
+            claim,
+            timelines: RwLock::default(),
+            running: RwLock::default(),
+            changing: Mutex::default(),
+            deleting: CancellationToken::new(),
+        }
+    }
+
+    /// Which shard of which tenant.
+    pub fn shard(&self) -> TenantShardId {
+        self.shard
+    }
+
+    /// Ownership of it.
+    pub fn claim(&self) -> &Claim {
+        &self.claim
+    }
+
+    /// The operator's intent that attached it, if one did.
+    pub fn attempt(&self) -> Option<&str> {
+        self.attempt.as_deref()
+    }
+
+    /// How it is held, now and later.
+    pub fn hold(&self) -> watch::Receiver<Hold> {
+        self.hold.subscribe()
+    }
+
+    /// What may be done with it now.
+    pub fn mode(&self) -> Mode {
+        self.hold.borrow().mode
+    }
+
+    /// What it is told to do otherwise than the server does.
+    pub fn config(&self) -> TenantConfig {
+        TenantConfig::clone(&self.config.load())
+    }
+
+    /// Goes by a configuration from now on; `policy` is the server's own.
+    pub(super) fn go_by(&self, config: TenantConfig, policy: &TimelinePolicy) {
+        let freeze_bytes =
+            config.checkpoint_distance_bytes.map_or(policy.freeze_bytes, |bytes| bytes as usize);
+        self.freeze_bytes.store(freeze_bytes, Ordering::Relaxed);
+        self.config.store(Arc::new(config));
+    }
+
+    /// Bytes of changes that are gathered into one layer, now and later.
+    pub(super) fn freeze_bytes(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.freeze_bytes)
+    }
+
+    pub(super) fn change_hold(&self, change: impl FnOnce(&mut Hold)) {
+        self.hold.send_if_modified(|hold| {
+            let before = hold.clone();
+            change(hold);
+            *hold != before
+        });
+    }
+
+    pub(super) fn slot(&self, timeline: TimelineId) -> Option<Slot> {
+        self.timelines.read().expect("no holder panics").get(&timeline).cloned()
+    }
+
+    pub(super) fn set(&self, timeline: TimelineId, slot: Slot) {
+        self.timelines.write().expect("no holder panics").insert(timeline, slot);
+    }
+
+    pub(super) fn remove(&self, timeline: TimelineId) {
+        self.timelines.write().expect("no holder panics").remove(&timeline);
+    }
+
+    /// For a change of its timelines: one at a time, and none when it is deleted.
+    pub(super) async fn change(&self) -> Result<MutexGuard<'_, ()>, ChangeError> {
+        let one = self.changing.lock().await;
+        if self.deleting.is_cancelled() {
+            return Err(ChangeError::Deleting(self.shard));
+        }
+        let hold = self.hold.borrow();
+        match (&hold.phase, hold.mode) {
+            (_, Mode::Stale) | (Phase::Detaching, _) => Err(ChangeError::Stale(self.shard)),
+            (Phase::Loading(_), _) => Err(NotFound::Loading(self.shard.tenant).into()),
+            (Phase::Active, _) => Ok(one),
+        }
+    }
+
+    /// Nothing can be read any more. Answers all timelines that there were.
+    pub(super) fn delete_slots(&self) -> Vec<TimelineId> {
+        let mut timelines = self.timelines.write().expect("no holder panics");
+        timelines.values_mut().for_each(|slot| *slot = Slot::Deleting);
+        timelines.keys().copied().collect()
+    }
+
+    /// Ends the tasks of a timeline that is deleted, and waits for that.
+    pub(super) async fn abandon(&self, timeline: TimelineId) -> Result<(), ChangeError> {
+        let running = self.running.read().expect("no holder panics").get(&timeline).cloned();
+        if let Some(Running { timeline: open, ended, .. }) = running {
+            open.abandon();
+            tokio::time::timeout(END_PATIENCE, ended.cancelled())
+                .await
+                .map_err(|_| ChangeError::StillRunning(timeline))?;
+        }
+        // Whatever became of it meanwhile.
+        self.set(timeline, Slot::Deleting);
+        Ok(())
+    }
+
+    /// Remembers the tasks of a timeline until they have ended.
+    pub(super) fn now_running(&self, running: Running) {
+        self.running.write().expect("no holder panics").insert(running.timeline.id(), running);
+    }
+
+    /// Its tasks have ended.
+    pub(super) fn no_longer_running(&self, timeline: TimelineId) {
+        self.running.write().expect("no holder panics").remove(&timeline);
+    }
+
+    /// Tells the tasks of all timelines to end, in order.
+    pub(super) fn stop_timelines(&self) {
+        for running in self.running.read().expect("no holder panics").values() {
+            running.timeline.stop();
+        }
+    }
+
+    /// Ends all timelines because the tenant is let go: sessions that read from them are told to connect anew. With `flush`, what is in memory is
+    /// stored first. Answers whether all of it is; waits at most so long.
+    pub(super) async fn close_timelines(&self, flush: bool, within: Duration) -> bool {
+        let running: Vec<Running> =
+            self.running.read().expect("no holder panics").values().cloned().collect();
+        for running in &running {
+            running.timeline.close(flush);
+        }
+        let ended = futures::future::join_all(running.iter().map(|running| running.ended.cancelled()));
+        let in_time = tokio::time::timeout(within, ended).await.is_ok();
+        // Those whose tasks had ended before, too.
+        for slot in std::mem::take(&mut *self.timelines.write().expect("no holder panics")).into_values() {
+            if let Slot::Open(timeline) = slot {
+                timeline.close(false);
+            }
+        }
+        flush && in_time && running.iter().all(|running| !running.failed.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn is_stopped(&self, timeline: TimelineId) -> bool {
+        match self.slot(timeline) {
+            Some(Slot::Open(open)) => open.is_stopped(),
+            Some(Slot::Deleting) | None => true,
+            Some(_) => false,
+        }
+    }
+
+    /// A timeline that can be read.
+    pub fn timeline(&self, timeline: TimelineId) -> Result<Timeline, NotFound> {
+        match self.slot(timeline) {
+            Some(Slot::Open(open)) => Ok(open),
+            Some(Slot::Importing { .. }) => Err(NotFound::Importing(timeline)),
+            Some(Slot::Broken(reason)) => Err(NotFound::Broken { timeline, reason }),
+            None if matches!(self.hold.borrow().phase, Phase::Loading(_)) => {
+                Err(NotFound::Loading(self.shard.tenant))
+            }
+            Some(Slot::Deleting) | None => Err(NotFound::Timeline(timeline)),
+        }
+    }
+
+    /// The import of this process has its index in the bucket: what becomes of it now, the name stays taken.
+    pub(crate) fn import_begun(&self, timeline: TimelineId, index: &Arc<IndexKeeper>) {
+        self.set(timeline, Slot::Importing { index: Some(Arc::clone(index)), running: true });
+    }
+
+    /// An import of this process ended. Unless it made the timeline, the name is free for another attempt.
+    pub(crate) fn import_ended(&self, timeline: TimelineId) {
+        let mut timelines = self.timelines.write().expect("no holder panics");
+        match timelines.get_mut(&timeline) {
+            Some(Slot::Importing { index: None, .. }) => drop(timelines.remove(&timeline)),
+            Some(Slot::Importing { running, .. }) => *running = false,
+            _ => {}
+        }
+    }
+
+    /// What there is of each timeline.
+    pub fn views(&self) -> Vec<(TimelineId, TimelineView)> {
+        let timelines = self.timelines.read().expect("no holder panics");
+        let view = |slot: &Slot| match slot {
+            Slot::Open(timeline) => TimelineView::Open(timeline.clone()),
+            Slot::Importing { .. } => TimelineView::Importing,
+            Slot::Broken(reason) => TimelineView::Broken(Arc::clone(reason)),
+            Slot::Deleting => TimelineView::Deleting,
+        };
+        timelines.iter().map(|(id, slot)| (*id, view(slot))).collect()
+    }
+
+    /// Where a timeline's WAL comes from, by its index.
+    pub async fn source_of(&self, timeline: TimelineId) -> Option<codec::index_part::Source> {
+        let index = match self.slot(timeline)? {
+            Slot::Open(open) => Arc::clone(open.index()),
+            Slot::Importing { index: Some(index), .. } => index,
+            _ => return None,
+        };
+        index.source().await.map(|(source, _)| source)
+    }
+
+    /// Stores what is in memory of all its timelines. Answers whether all of it is in the bucket.
+    pub async fn flush(&self) -> bool {
+        let open = self.views().into_iter().filter_map(|(_, view)| match view {
+            TimelineView::Open(timeline) => Some(timeline),
+            _ => None,
+        });
+        let flushes = open.map(|timeline| async move {
+            timeline.seal_now().await.is_ok() && timeline.checkpoint().await.is_ok()
+        });
+        futures::future::join_all(flushes).await.into_iter().all(|flushed| flushed)
+    }
+
+    /// Timelines that follow a source, with it, and those whose import is to be started over.
+    pub async fn followed(&self) -> Vec<Followed> {
+        let slots: Vec<(TimelineId, Slot)> = {
+            let timelines = self.timelines.read().expect("no holder panics");
+            timelines.iter().map(|(id, slot)| (*id, slot.clone())).collect()
+        };
+        let mut followed = Vec::new();
+        for (id, slot) in slots {
+            let (index, timeline) = match slot {
+                Slot::Open(open) => (Arc::clone(open.index()), Some(open)),
+                Slot::Importing { index: Some(index), running: false } => (index, None),
+                _ => continue,
+            };
+            if let Some((source, _)) = index.source().await {
+                followed.push(Followed { id, timeline, source });
+            }
+        }
+        followed
+    }
+
+    /// All timelines.
+    pub fn list(&self) -> Vec<TimelineState> {
+        let timelines = self.timelines.read().expect("no holder panics");
+        timelines
+            .iter()
+            .map(|(timeline, slot)| match slot {
+                Slot::Open(open) => TimelineState::Active(Box::new(open.info())),
+                Slot::Importing { .. } => TimelineState::Importing { timeline: *timeline },
+                Slot::Broken(reason) => {
+                    TimelineState::Broken { timeline: *timeline, reason: Arc::clone(reason) }
+                }
+                Slot::Deleting => TimelineState::Deleting { timeline: *timeline },
+            })
+            .collect()
+    }
+
+    pub(super) fn info(&self) -> TenantInfo {
+        TenantInfo {
+            id: self.shard,
+            generation: self.claim.generation(),
+            timelines: self.timelines.read().expect("no holder panics").len(),
+            deleting: self.deleting.is_cancelled(),
+            mode: self.mode(),
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Who is let in: tokens on libpq and HTTP, and TLS, with Postgres' own client.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use base64::Engine as _;
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use http_body_util::{BodyExt as _, Empty};
+use hyper::{Method, StatusCode};
+use model::{TenantId, TimelineId};
+use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
+use ring::signature::{Ed25519KeyPair, KeyPair as _};
+use testkit::account::command_as;
+use testkit::postgres::Installation;
+use testkit::{BucketAt, Pageserver};
+
+/// Who signs tokens.
+struct Signer(Ed25519KeyPair);
+
+impl Signer {
+    fn new(seed: u8) -> Signer {
+        Signer(Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).expect("any 32 bytes are a seed"))
+    }
+
+    /// RFC 8410: an algorithm's name, then the key.
+    fn write_public_key(&self, file: &Path) -> Result<()> {
+        let head = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+        let der = BASE64_STANDARD.encode([&head[..], self.0.public_key().as_ref()].concat());
+        Ok(std::fs::write(file, format!("-----BEGIN PUBLIC KEY-----\n{der}\n-----END PUBLIC KEY-----\n"))?)
+    }
+
+    fn token(&self, claims: &str) -> String {
+        let encode = |bytes: &[u8]| BASE64_URL_SAFE_NO_PAD.encode(bytes);
+        let signed = format!("{}.{}", encode(br#"{"alg":"EdDSA","typ":"JWT"}"#), encode(claims.as_bytes()));
+        let signature = encode(self.0.sign(signed.as_bytes()).as_ref());
+        format!("{signed}.{signature}")
+    }
+
+    fn of_tenant(&self, tenant: TenantId) -> String {
+        self.token(&format!(r#"{{"scope":"tenant","tenant_id":"{tenant}"}}"#))
+    }
+}
+
+/// Asks with psql; its output, or what it complains of.
+async fn psql(conninfo: &str, token: &str, command: &str) -> Result<String> {
+    let program = Installation::find(15)?.program("psql")?;
+    let mut psql = command_as(None, &program);
+    psql.args(["-X", "-At", "-c", command, conninfo]).env("PGPASSWORD", token);
+    testkit::postgres::run(psql).await
+}
+
+async fn http(
+    server: &Pageserver,
+    method: Method,
+    path: &str,
+    token: Option<&str>,
+) -> Result<(StatusCode, String)> {
+    let client =
+        hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new()).build_http();
+    let mut request =
+        hyper::Request::builder().method(method).uri(format!("http://{}{path}", server.http_address()));
+    if let Some(token) = token {
+        request = request.header("authorization", format!("Bearer {token}"));
+    }
+    let answer = client.request(request.body(Empty::<bytes::Bytes>::new())?).await?;
+    let status = answer.status();
+    let body = answer.into_body().collect().await?.to_bytes();
+    Ok((status, String::from_utf8_lossy(&body).into_owned()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_of_one_tenant_never_opens_anothers() {
+    tokens().await.unwrap();
+}
+
+async fn tokens() -> Result<()> {
+    let (bucket, keys) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let (signer, stranger) = (Signer::new(1), Signer::new(2));
+    signer.write_public_key(&keys.path().join("public.pem"))?;
+    let settings = [("jwt_public_key_dir", keys.path().to_str().context("UTF-8")?)];
+    let server = Pageserver::start(BucketAt::Directory(bucket.path().to_owned()), &settings).await?;
+    let (own, other) = (TenantId(rand::random()), TenantId(rand::random()));
+    let (mine, all) = (signer.of_tenant(own), signer.token(r#"{"scope":"pageserverapi"}"#));
+    let forged = stranger.token(r#"{"scope":"pageserverapi"}"#);
+    let (host, port) = server
+        .libpq_address()
+        .split_once(':')
+        .map(|(h, p)| (h.to_owned(), p.to_owned()))
+        .context("host:port")?;
+    let conninfo = format!("host={host} port={port} user=compute dbname=postgres sslmode=disable");
+
+    let timeline = TimelineId(rand::random());
+    let lease = |tenant: TenantId| format!("lease lsn {tenant} {timeline} 0/1000000");
+    for (token, tenant, expected) in [
+        (&mine, own, "is not here"),
+        (&mine, other, "JWT authentication error"),
+        (&all, own, "is not here"),
+        (&all, other, "is not here"),
+        (&forged, own, "JWT authentication error"),
+        (&String::from("no token"), own, "JWT authentication error"),
+    ] {
+        let said = psql(&conninfo, token, &lease(tenant)).await.unwrap_err().to_string();
+        ensure!(said.contains(expected), "{expected:?} was expected: {said}");
+    }
+    ensure!(psql(&conninfo, &mine, "show max_batch_size").await?.contains("32"));
+    let said = psql(&conninfo, &forged, "show max_batch_size").await.unwrap_err().to_string();
+    ensure!(said.contains("JWT authentication error"), "{said}");
+
+    let detail = |tenant: TenantId| format!("/v1/tenant/{tenant}");
+    let below = |tenant: TenantId| format!("/v1/tenant/{tenant}/timeline");
+    for (method, path, token, expected) in [
+        (Method::GET, "/v1/status".to_owned(), None, 200),
+        (Method::GET, "/healthz".into(), None, 200),
+        (Method::GET, "/readyz".into(), None, 200),
+        (Method::GET, "/metrics".into(), None, 200),
+        (Method::GET, "/v1/tenant".into(), None, 401),
+        (Method::GET, "/v1/tenant".into(), Some(&mine), 403),
+        (Method::GET, "/v1/tenant".into(), Some(&forged), 403),
+        (Method::GET, "/v1/tenant".into(), Some(&all), 200),
+        (Method::GET, detail(own), Some(&mine), 404),
+        (Method::GET, detail(other), Some(&mine), 403),
+        (Method::GET, below(own), Some(&mine), 404),
+        (Method::GET, below(other), Some(&mine), 403),
+        (Method::DELETE, detail(own), Some(&mine), 403),
+        (Method::DELETE, detail(own), Some(&all), 404),
+        (Method::GET, "/v1/tasks".into(), Some(&mine), 403),
+        (Method::GET, format!("/v1/tenant/../tenant/{own}"), Some(&mine), 403),
+    ] {
+        let (status, body) = http(&server, method.clone(), &path, token.map(String::as_str)).await?;
+        ensure!(status.as_u16() == expected, "{method} {path}: {status} {body}, expected {expected}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_certificate_nobody_speaks_in_clear_text() {
+    tls().await.unwrap();
+}
+
+async fn tls() -> Result<()> {
+    let (bucket, home) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let at = |name: &str| home.path().join(name).display().to_string();
+    let mut params = CertificateParams::new(Vec::new())?;
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+    params.distinguished_name.push(rcgen::DnType::CommonName, "who vouches in tests");
+    let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+    let key = KeyPair::generate()?;
+    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let certificate = CertificateParams::new(names)?.signed_by(&key, &issuer)?;
+    std::fs::write(at("ca.crt"), issuer.pem())?;
+    std::fs::write(at("tls.crt"), certificate.pem())?;
+    std::fs::write(at("tls.key"), key.serialize_pem())?;
+    let signer = Signer::new(1);
+    signer.write_public_key(&home.path().join("public.pem"))?;
+    let (cert, key, jwt) = (at("tls.crt"), at("tls.key"), at("public.pem"));
+    let settings = [("tls_cert_file", cert.as_str()), ("tls_key_file", &key), ("jwt_public_key_dir", &jwt)];
+    let server = Pageserver::launched(BucketAt::Directory(bucket.path().to_owned()), &settings)?;
+    let port = server.libpq_address().rsplit(':').next().context("a port")?.to_owned();
+    let conninfo = |mode: &str| {
+        format!(
+            "host=localhost port={port} user=compute dbname=postgres sslmode={mode} sslrootcert={}",
+            at("ca.crt")
+        )
+    };
+    let token = signer.token(r#"{"scope":"pageserverapi"}"#);
+
+    let since = Instant::now();
+    let shown = loop {
+        match psql(&conninfo("verify-full"), &token, "show max_batch_size").await {
+            Ok(shown) => break shown,
+            Err(error) => ensure!(since.elapsed() < Duration::from_secs(30), "{error:?}\n{}", server.log()),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    ensure!(shown.contains("32"), "{shown}");
+    let said =
+        psql(&conninfo("verify-full"), "no token", "show max_batch_size").await.unwrap_err().to_string();
+    ensure!(said.contains("JWT authentication error"), "{said}");
+    let said = psql(&conninfo("disable"), &token, "show max_batch_size").await.unwrap_err().to_string();
+    ensure!(said.contains("TLS is required"), "{said}");
+    // HTTP in clear text hears nothing, and keeps nobody else from being served.
+    ensure!(http(&server, Method::GET, "/v1/status", None).await.is_err());
+    psql(&conninfo("require"), &token, "show max_batch_size").await?;
+    Ok(())
+}
