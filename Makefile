@@ -8,7 +8,7 @@ export RUST_LIB_BACKTRACE ?= 0
 CARGO := cargo
 FUZZ_SECONDS ?= 600
 
-.PHONY: help build test check oracle demo bench fuzz
+.PHONY: help build test check oracle demo bench fuzz charts manifests e2e e2e-smoke
 
 help:
 	@echo 'make demo     history of a real Postgres comes alive, on this machine, in three minutes'
@@ -17,6 +17,9 @@ help:
 	@echo 'make oracle   the long comparison with Postgres: every combination of settings, ten restores each'
 	@echo 'make bench    our figures beside their floors, measured in the same run'
 	@echo 'make fuzz     every fuzz target for FUZZ_SECONDS=$(FUZZ_SECONDS)'
+	@echo 'make charts   charts and examples against real API servers: lint, schemas, strict dry runs'
+	@echo 'make e2e      stories on a real cluster: the one that KUBECONFIG names, else one made with kind; e2e-smoke: the first three'
+	@echo 'make manifests   manifests/ from charts/'
 
 build:
 	$(CARGO) build --workspace --bins --locked
@@ -52,3 +55,22 @@ bench:
 
 fuzz:
 	scripts/fuzz.sh $(FUZZ_SECONDS)
+
+# Two minors of Kubernetes: both are built, without nodes.
+KUBERNETES_VERSIONS ?= 1.35.4 1.36.3
+charts:
+	scripts/install-deps.sh
+	scripts/install-helm.sh
+	scripts/install-kubernetes.sh etcd kube-apiserver kube-controller-manager kubectl
+	for version in $(KUBERNETES_VERSIONS); do scripts/install-kubernetes.sh --version $$version etcd kube-apiserver || exit 1; done
+	KUBERNETES_VERSIONS='$(KUBERNETES_VERSIONS)' $(CARGO) test -p e2e --locked --test charts -- --ignored --test-threads=1
+
+manifests:
+	scripts/install-helm.sh
+	scripts/manifests.sh
+
+e2e:
+	e2e/run.sh
+
+e2e-smoke:
+	e2e/run.sh a_import_and_read
