@@ -73,4 +73,4 @@ e2e:
 	e2e/run.sh
 
 e2e-smoke:
-	e2e/run.sh a_import_and_read
+	e2e/run.sh a_import_and_read b_branch_and_restore c_lost_pageserver

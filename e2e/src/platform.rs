@@ -14,6 +14,9 @@ pub const POOL_NAMESPACE: &str = "storage";
 /// The name of the pool.
 pub const POOL: &str = "main";
 
+/// Password of the role `palimpsest` of every source: key `acme` of the Secret that the pool mounts.
+pub const PASSWORD: &str = "change-me-please";
+
 /// Images that stories run.
 #[derive(Clone, Debug)]
 pub struct Images {
@@ -57,6 +60,17 @@ pub fn example(name: &str) -> Result<String> {
     std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
 }
 
+/// Applies the example of a tenant `acme` and its timeline `acme-main` in a team's namespace, and waits until they are ready.
+pub fn make_tenant(cluster: &Cluster, namespace: &str) -> Result<()> {
+    // Sources of stories speak no TLS.
+    let yaml = example("tenant-and-timeline.yaml")?
+        .replace("team-acme", namespace)
+        .replace("sslMode: require", "sslMode: prefer");
+    cluster.apply(&yaml)?;
+    cluster.wait(namespace, "tenant/acme", "Ready", Duration::from_mins(1))?;
+    cluster.wait(namespace, "timeline/acme-main", "Ready", Duration::from_mins(3))
+}
+
 /// Installs the charts with the examples' own values, unless they are installed; waits until the pool is ready.
 pub fn install(cluster: &Cluster, images: &Images) -> Result<()> {
     // A token that both sides have. The same for every story: the first one made it.
@@ -67,6 +81,9 @@ pub fn install(cluster: &Cluster, images: &Images) -> Result<()> {
         ))?;
     }
     cluster.apply(&images.put_into(&example("s3-in-cluster.yaml")?))?;
+    cluster.apply(&format!(
+        "{{apiVersion: v1, kind: Secret, metadata: {{name: sources, namespace: {POOL_NAMESPACE}}}, stringData: {{acme: {PASSWORD}}}}}"
+    ))?;
     let chart = |name: &str| repository_file("charts").join(name).display().to_string();
     let tag = format!("image.tag={}", images.tag);
     let repository = |image: &str| format!("image.repository={}", images.repository(image));

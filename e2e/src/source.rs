@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use model::Lsn;
 
 use crate::cluster::Cluster;
-use crate::platform::Images;
+use crate::platform::{Images, PASSWORD};
 
 /// A Postgres in a pod of the same name, behind a Service of that name.
 #[derive(Clone, Debug)]
@@ -55,9 +55,14 @@ spec:
 "
         ))?;
         cluster.wait(namespace, &format!("pod/{name}"), "Ready", Duration::from_mins(2))?;
-        let source = Source { cluster: cluster.clone(), namespace: namespace.into(), name: name.into() };
-        source.sql("CREATE ROLE palimpsest LOGIN REPLICATION PASSWORD 'change-me-please'")?;
+        let source = Source::at(cluster, namespace, name);
+        source.sql(&format!("CREATE ROLE palimpsest LOGIN REPLICATION PASSWORD '{PASSWORD}'"))?;
         Ok(source)
+    }
+
+    /// A Postgres that somebody else started, in a pod with psql.
+    pub fn at(cluster: &Cluster, namespace: &str, name: &str) -> Source {
+        Source { cluster: cluster.clone(), namespace: namespace.into(), name: name.into() }
     }
 
     /// Runs SQL in database `postgres`; rows are lines, columns are parted by `|`.
@@ -106,6 +111,11 @@ spec:
             let busy = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgbench'";
             Ok(self.sql(busy)? == "0")
         })?;
+        self.settle()
+    }
+
+    /// Writes every page to its file, and says where WAL ends. Only while nothing works.
+    pub fn settle(&self) -> Result<Lsn> {
         self.sql("CHECKPOINT")?;
         let lsn = self.sql("SELECT pg_current_wal_insert_lsn()")?;
         // Something has to follow, or the last record is not known to be whole.

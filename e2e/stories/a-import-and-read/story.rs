@@ -1,7 +1,5 @@
 //! A platform team installs the charts; a team has the history of its Postgres kept, and reads pages of it.
 
-use std::time::Duration;
-
 use anyhow::Result;
 use e2e::platform::{self, Images};
 use e2e::reader::Reader;
@@ -28,16 +26,11 @@ fn a_stock_postgres_is_imported_under_load_and_its_pages_are_read_by_the_tenants
     source.load(&images)?;
 
     story.step("It applies a tenant and a timeline, and waits until they are ready");
-    // The server of this story speaks no TLS.
-    let yaml = platform::example("tenant-and-timeline.yaml")?.replace("sslMode: require", "sslMode: prefer");
-    cluster.apply(&yaml)?;
-    cluster.wait(TEAM, "tenant/acme", "Ready", Duration::from_mins(1))?;
-    story.fact("the tenant is ready");
-    cluster.wait(TEAM, "timeline/acme-main", "Ready", Duration::from_mins(3))?;
+    platform::make_tenant(&cluster, TEAM)?;
     story.fact(&cluster.kubectl(&["--namespace", TEAM, "get", "tenants,timelines"])?);
 
     story.step("Work goes on for a while, then rests");
-    std::thread::sleep(Duration::from_secs(5));
+    std::thread::sleep(std::time::Duration::from_secs(5));
     let lsn = source.rest()?;
     story.fact(&format!("everything was written at {lsn}"));
 
