@@ -27,6 +27,10 @@ exec 9>"$cache/install-kubernetes.lock"
 flock 9
 home=$cache/kubernetes-$version
 mkdir -p "$home"
+if [ "$version" = "$kubernetes" ]; then
+    ln -sfn "kubernetes-$version" "$cache/.kubernetes-$$"
+    mv -T "$cache/.kubernetes-$$" "$cache/kubernetes"
+fi
 export CGO_ENABLED=0 GOWORK=off GOFLAGS="-mod=mod -trimpath -buildvcs=false" GOMEMLIMIT=${GOMEMLIMIT:-6GiB}
 work=
 clean_up() { [ -z "$work" ] || rm -rf "$work"; }
@@ -99,9 +103,5 @@ if [ -n "$wanted" ]; then
         flags+=" -X $package.gitCommit=$(printf %040d 0) -X $package.gitTreeState=clean -X $package.buildDate=1970-01-01T00:00:00Z"
     done
     for program in $wanted; do build "$program" "k8s.io/kubernetes/cmd/$program" "$flags" "$home"; done
-fi
-if [ "$version" = "$kubernetes" ]; then
-    ln -sfn "kubernetes-$version" "$cache/.kubernetes-$$"
-    mv -T "$cache/.kubernetes-$$" "$cache/kubernetes"
 fi
 say "Kubernetes $version: $home"

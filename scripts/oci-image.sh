@@ -41,7 +41,7 @@ with_libraries() {
     local root=$1 library
     shift
     # Statically linked files need none, which ldd calls an error.
-    { ldd "$@" 2>/dev/null || true; } | grep -o '/[^ :]*' | sort -u | while read -r library; do
+    { ldd "$@" 2>/dev/null | grep -o '/[^ :]*' || true; } | sort -u | while read -r library; do
         if [ ! -f "$library" ] || [[ $library = "$root"/* ]]; then continue; fi
         mkdir -p "$root$(dirname "$library")"
         cp -Lu "$library" "$root$library"

@@ -72,6 +72,16 @@ spec:
         self.cluster.exec(&self.namespace, &self.name, &words)
     }
 
+    /// Stops the server and waits until it runs again, with settings that need that. Its disk stays: only the container starts again.
+    pub fn start_again(&self) -> Result<()> {
+        let since = self.sql("SELECT pg_postmaster_start_time()")?;
+        // The first process of the container is the server itself.
+        self.cluster.exec(&self.namespace, &self.name, &["sh", "-c", "kill -INT 1"])?;
+        self.cluster.until("started again", Duration::from_mins(1), |_| {
+            Ok(self.sql("SELECT pg_postmaster_start_time()")? != since)
+        })
+    }
+
     /// Makes pgbench's tables.
     pub fn fill(&self, scale: u32) -> Result<()> {
         let scale = scale.to_string();

@@ -58,8 +58,22 @@ impl Story {
     /// The story is told: its namespaces `to_remove` go, with all that is in them.
     pub fn end(mut self, to_remove: &[&str]) -> Result<()> {
         for namespace in to_remove {
-            // The custom resources first, while what their finalizers need is still there.
+            // The custom resources first, while what their finalizers need is still there; without protection, which tenants have by default.
             for kind in ["timelines.palimpsest.dev", "tenants.palimpsest.dev"] {
+                let names =
+                    self.cluster.kubectl(&["--namespace", namespace, "get", kind, "--output=name"])?;
+                for name in names.lines() {
+                    let patch = r#"{"spec": {"retention": {"deletionProtection": false}}}"#;
+                    self.cluster.kubectl(&[
+                        "--namespace",
+                        namespace,
+                        "patch",
+                        name,
+                        "--type=merge",
+                        "--patch",
+                        patch,
+                    ])?;
+                }
                 self.cluster.kubectl(&[
                     "--namespace",
                     namespace,

@@ -1,0 +1,93 @@
+//! After all other stories: the operator used the rights that its roles grant, and no others were granted.
+
+use std::collections::BTreeSet;
+use std::io::BufReader;
+
+use anyhow::{Context, Result, ensure};
+use e2e::{Cluster, platform};
+use serde_json::Value;
+
+/// API group, resource with subresource, verb.
+type Right = (String, String, String);
+
+/// Asked for by checks of the API server itself, which no log shows.
+const UNSEEN: [(&str, &str); 2] =
+    [("palimpsest.dev", "tenants/finalizers"), ("discovery.k8s.io", "endpointslices/restricted")];
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+fn granted(cluster: &Cluster) -> Result<BTreeSet<Right>> {
+    let mut rights = BTreeSet::new();
+    let leader = cluster.get(platform::OPERATOR_NAMESPACE, "role/palimpsest-leader")?;
+    for role in [cluster.get("default", "clusterrole/palimpsest")?, leader] {
+        for rule in role["rules"].as_array().context("a role without rules")? {
+            let list = |name: &str| rule[name].as_array().cloned().unwrap_or_default();
+            for (group, resource) in list("apiGroups").iter().flat_map(|group| {
+                list("resources").into_iter().map(move |resource| (text(group), text(&resource)))
+            }) {
+                if !UNSEEN.contains(&(group.as_str(), resource.as_str())) {
+                    rights.extend(
+                        list("verbs").iter().map(|verb| (group.clone(), resource.clone(), text(verb))),
+                    );
+                }
+            }
+        }
+    }
+    Ok(rights)
+}
+
+fn used(log: impl std::io::BufRead, user: &str) -> Result<BTreeSet<Right>> {
+    let mut rights = BTreeSet::new();
+    for line in log.lines() {
+        let event: Value =
+            serde_json::from_str(&line?).context("the audit log holds a line that is no JSON")?;
+        let object = &event["objectRef"];
+        if event["user"]["username"] != user || object.is_null() || !object["resource"].is_string() {
+            continue;
+        }
+        let resource = match object["subresource"].as_str() {
+            Some(subresource) => format!("{}/{subresource}", text(&object["resource"])),
+            None => text(&object["resource"]),
+        };
+        rights.insert((text(&object["apiGroup"]), resource, text(&event["verb"])));
+    }
+    Ok(rights)
+}
+
+#[test]
+#[ignore = "needs a cluster: make e2e"]
+fn the_operator_used_exactly_what_its_roles_grant() -> Result<()> {
+    let Some(log) = std::env::var_os("E2E_AUDIT_LOG") else {
+        eprintln!(
+            "z-exact-rights: nobody says where this cluster's audit log is (E2E_AUDIT_LOG), so nothing is compared"
+        );
+        return Ok(());
+    };
+    let cluster = Cluster::from_environment()?;
+    let user = format!("system:serviceaccount:{}:palimpsest", platform::OPERATOR_NAMESPACE);
+    let file = std::fs::File::open(&log).with_context(|| format!("cannot open {}", log.display()))?;
+    let (used, granted) = (used(BufReader::new(file), &user)?, granted(&cluster)?);
+    let beyond: Vec<_> = used.difference(&granted).collect();
+    let idle: Vec<_> = granted.difference(&used).collect();
+    eprintln!("z-exact-rights: {} rights used, {} granted", used.len(), granted.len());
+    ensure!(beyond.is_empty(), "asked for and not granted: {beyond:?}");
+    ensure!(idle.is_empty(), "granted and never used: {idle:?}");
+    Ok(())
+}
+
+#[test]
+fn a_log_tells_groups_resources_and_verbs_of_one_user() {
+    let log = r#"{"user":{"username":"a"},"verb":"update","objectRef":{"apiGroup":"palimpsest.dev","resource":"tenants","subresource":"status"}}
+{"user":{"username":"a"},"verb":"list","objectRef":{"resource":"pods"}}
+{"user":{"username":"b"},"verb":"delete","objectRef":{"resource":"pods"}}
+{"user":{"username":"a"},"verb":"get","requestURI":"/version"}"#;
+    let right =
+        |group: &str, resource: &str, verb: &str| (group.to_owned(), resource.to_owned(), verb.to_owned());
+    let rights = used(log.as_bytes(), "a").unwrap();
+    assert_eq!(
+        rights,
+        [right("", "pods", "list"), right("palimpsest.dev", "tenants/status", "update")].into()
+    );
+}
