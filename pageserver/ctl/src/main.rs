@@ -1,5 +1,6 @@
 //! The binary `pagectl`: looks into what Palimpsest stores, and into WAL; restores; measures.
 
+mod adopt;
 mod bench;
 mod copy_out;
 mod drawing;
@@ -9,6 +10,7 @@ mod key_text;
 mod layer;
 mod page;
 mod page_stream;
+mod ready;
 mod redo_check;
 mod restore;
 mod timeline_draw;
@@ -29,10 +31,12 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Adopt(adopt::Adopt),
     Bench(bench::Bench),
     Index(index::Index),
     Layer(layer::Layer),
     Page(page::Page),
+    Ready(ready::Ready),
     RedoCheck(redo_check::RedoCheck),
     Restore(restore::Restore),
     Timeline(timeline_draw::Timeline),
@@ -41,10 +45,12 @@ enum Verb {
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().verb {
+        Verb::Adopt(arguments) => wait(adopt::run(&arguments)),
         Verb::Bench(arguments) => bench::run(&arguments),
         Verb::Index(arguments) => wait(index::run(&arguments)),
         Verb::Layer(arguments) => layer::run(&arguments),
         Verb::Page(arguments) => page::run(&arguments),
+        Verb::Ready(arguments) => wait(ready::run(&arguments)),
         Verb::RedoCheck(arguments) => redo_check::run(&arguments),
         Verb::Restore(arguments) => restore::run(&arguments),
         Verb::Timeline(arguments) => wait(timeline_draw::run(&arguments)),
