@@ -1,0 +1,187 @@
+//! Carries out decisions about timelines.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use k8s_openapi::jiff::Timestamp;
+use kube::runtime::controller::Action as Requeue;
+use kube::{Resource as _, ResourceExt as _};
+use model::TimelineId;
+use tokio::time::Instant;
+
+use super::calls::{self, Learnt};
+use super::decide::{self, Action, Call, Decision, FINALIZER, Observed};
+use crate::api::condition;
+use crate::api::{Tenant, Timeline, TimelineStatus, Verdict};
+use crate::context::{Context, RESYNC, ReconcileError};
+use crate::pool::view::PoolView;
+
+/// How soon a pass follows one that could not see enough, or whose calls went well.
+const SOON: Duration = Duration::from_secs(1);
+
+/// One pass over a timeline.
+pub async fn reconcile(timeline: Arc<Timeline>, context: Arc<Context>) -> Result<Requeue, ReconcileError> {
+    context.cluster.ready().await?;
+    let uid = timeline.uid().unwrap_or_default();
+    if context.timelines.is_outdated(&uid, timeline.resource_version().as_deref(), Instant::now()) {
+        return Ok(Requeue::requeue(SOON));
+    }
+    let namespace = timeline.namespace().unwrap_or_default();
+    let tenant = context.cluster.tenants.get(&namespace, &timeline.spec.tenant_ref.name);
+    let pool = match &tenant {
+        Some(tenant) => match context.fleet.pool_of(tenant) {
+            Some(PoolView::Open(pool)) => Some(pool),
+            Some(_) => None,
+            None => return Ok(Requeue::requeue(SOON)),
+        },
+        None => None,
+    };
+    let ancestor = timeline.spec.ancestor.as_ref().and_then(|ancestor| ancestor.timeline_ref.as_ref());
+    let ancestor = ancestor.and_then(|named| context.cluster.timelines.get(&namespace, &named.name));
+    let (branches, taken_by) = relatives(&context, &timeline);
+    let observed = Observed {
+        tenant: tenant.as_deref(),
+        pool: pool.as_deref(),
+        ancestor: ancestor.as_deref(),
+        branches: &branches,
+        id_taken_by: taken_by.as_deref(),
+        answers: &context.timelines.answers(&uid, timeline.meta().generation),
+        drawn_id: TimelineId(rand::random()),
+        now: Timestamp::now(),
+    };
+    let decision = decide::decide(&timeline, observed);
+    act(&context, &timeline, tenant.as_deref(), decision).await
+}
+
+/// Names of timelines that branch off from this one, and one that had its id first.
+fn relatives(context: &Context, timeline: &Timeline) -> (Vec<String>, Option<String>) {
+    let own_id = timeline.status.as_ref().and_then(|status| status.timeline_id.as_ref());
+    let age = |one: &Timeline| (one.meta().creation_timestamp.clone().map(|time| time.0), one.uid());
+    let mut branches = Vec::new();
+    let mut taken_by = None;
+    for other in context.cluster.timelines.all() {
+        if other.namespace() != timeline.namespace()
+            || other.uid() == timeline.uid()
+            || other.spec.tenant_ref != timeline.spec.tenant_ref
+        {
+            continue;
+        }
+        let named = other.spec.ancestor.as_ref().is_some_and(|ancestor| {
+            ancestor.timeline_ref.as_ref().is_some_and(|by_name| by_name.name == timeline.name_any())
+                || (own_id.is_some() && ancestor.timeline_id.as_ref() == own_id)
+        });
+        if named {
+            branches.push(other.name_any());
+        }
+        let given = other.status.as_ref().and_then(|status| status.timeline_id.as_ref());
+        let wanted = timeline.spec.timeline_id.as_ref();
+        let had_it = given == wanted
+            || (given.is_none() && other.spec.timeline_id.as_ref() == wanted && age(&other) < age(timeline));
+        if wanted.is_some() && had_it {
+            taken_by = Some(other.name_any());
+        }
+    }
+    branches.sort_unstable();
+    (branches, taken_by)
+}
+
+/// Does what was decided. A status is written alone: what follows from it is the next pass's.
+async fn act(
+    context: &Context,
+    timeline: &Timeline,
+    tenant: Option<&Tenant>,
+    decision: Decision,
+) -> Result<Requeue, ReconcileError> {
+    let before = || timeline.status.clone().unwrap_or_default();
+    match decision.action {
+        Action::AddFinalizer => {
+            context.set_finalizer(timeline, FINALIZER, true).await?;
+            Ok(Requeue::await_change())
+        }
+        Action::RemoveFinalizer => {
+            context.set_finalizer(timeline, FINALIZER, false).await?;
+            context.timelines.forget(&timeline.uid().unwrap_or_default());
+            Ok(Requeue::await_change())
+        }
+        Action::Commit(status) => {
+            write(context, timeline, status, &decision.verdicts).await?;
+            Ok(Requeue::await_change())
+        }
+        Action::Call(calls) => {
+            write(context, timeline, before(), &decision.verdicts).await?;
+            Ok(Requeue::requeue(make(context, timeline, tenant, &calls).await))
+        }
+        Action::Wait(pause) => {
+            write(context, timeline, before(), &decision.verdicts).await?;
+            Ok(Requeue::requeue(pause.map_or(RESYNC, |pause| pause + SOON)))
+        }
+    }
+}
+
+/// Writes a status with what is to be said, if that is anything new.
+async fn write(
+    context: &Context,
+    timeline: &Timeline,
+    mut status: TimelineStatus,
+    said: &[Verdict],
+) -> Result<(), ReconcileError> {
+    let generation = timeline.meta().generation;
+    let was_ready = condition::is_true(&status.conditions, "Ready");
+    status.conditions = condition::merge(&status.conditions, said, generation, Timestamp::now());
+    if !said.is_empty() {
+        status.observed_generation = generation;
+    }
+    if timeline.status.as_ref() == Some(&status) {
+        return Ok(());
+    }
+    let told = status.conditions.iter().find(|condition| condition.type_ == "Ready").cloned();
+    let is_ready = condition::is_true(&status.conditions, "Ready");
+    let next = Timeline { status: Some(status), ..timeline.clone() };
+    context.put_status(&next).await?;
+    context.timelines.replaced(
+        &timeline.uid().unwrap_or_default(),
+        timeline.resource_version().as_deref(),
+        Instant::now(),
+    );
+    if let (true, Some(told)) = (was_ready != is_ready, told) {
+        context.event(&timeline.object_ref(&()), !is_ready, &told.reason, "Reconcile", told.message).await;
+    }
+    Ok(())
+}
+
+/// Makes all calls at once. Answers when to look again.
+async fn make(context: &Context, timeline: &Timeline, tenant: Option<&Tenant>, made: &[Call]) -> Duration {
+    let uid = timeline.uid().unwrap_or_default();
+    let which = format!("{made:?}");
+    if let Some(pause) = context.timelines.pause(&uid, &which, Instant::now()) {
+        return pause;
+    }
+    let own = timeline.namespace().unwrap_or_default();
+    let namespace = tenant.and_then(|tenant| tenant.spec.pool_ref.namespace.clone()).unwrap_or(own);
+    let answered = join_all(made.iter().map(|call| calls::make(context, &namespace, call))).await;
+    let mut failure = None;
+    for (call, answered) in made.iter().zip(&answered) {
+        context.timelines.learn(&uid, |answers| calls::remember(answers, call, answered));
+        match answered {
+            Ok(Learnt::Ended(warning)) if !warning.is_empty() => {
+                context.event(&timeline.object_ref(&()), true, "SourceLeft", "Delete", warning.clone()).await;
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::info!(pod = call.pod, "a call about a timeline failed: {}", error.message);
+                failure = Some(decide::Refusal { reason: error.reason(), message: error.message.clone() });
+            }
+        }
+    }
+    match failure {
+        None => {
+            context.timelines.succeeded(&uid);
+            Duration::from_millis(100)
+        }
+        Some(refusal) => {
+            context.timelines.failed(&uid, &which, !refusal.is_transient(), Instant::now());
+            Duration::from_millis(100)
+        }
+    }
+}
