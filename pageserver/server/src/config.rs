@@ -155,7 +155,8 @@ pub struct Config {
     #[arg(long, value_name = "FILE", default_value = "")]
     pub passfile: String,
 
-    /// Directory of files that hold the password of a WAL source each, named by `credentials=` in a connection string: a Secret that is mounted.
+    /// Directory of files that hold the password of a WAL source each, named by `credentials=` in a connection string: a Secret that is mounted. `ca.crt`,
+    /// `tls.crt` and `tls.key` in it are the roots of sources, and our own certificate and key, where a connection string names no others.
     #[arg(long, value_name = "DIRECTORY", default_value = "")]
     pub credentials_dir: String,
 

@@ -1,5 +1,6 @@
 //! Who is let in: tokens on libpq and HTTP, and TLS, with Postgres' own client.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -11,9 +12,9 @@ use hyper::{Method, StatusCode};
 use model::{TenantId, TimelineId};
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
-use testkit::account::command_as;
+use testkit::account::{self, command_as};
 use testkit::postgres::Installation;
-use testkit::{BucketAt, Pageserver};
+use testkit::{BucketAt, Pageserver, Postgres, PostgresConfig};
 
 /// Who signs tokens.
 struct Signer(Ed25519KeyPair);
@@ -39,6 +40,33 @@ impl Signer {
 
     fn of_tenant(&self, tenant: TenantId) -> String {
         self.token(&format!(r#"{{"scope":"tenant","tenant_id":"{tenant}"}}"#))
+    }
+}
+
+/// Who vouches for certificates.
+struct Issuer(CertifiedIssuer<'static, KeyPair>);
+
+impl Issuer {
+    fn new(name: &str) -> Result<Issuer> {
+        let mut params = CertificateParams::new(Vec::new())?;
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        Ok(Issuer(CertifiedIssuer::self_signed(params, KeyPair::generate()?)?))
+    }
+
+    fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    /// Certificate and key of a name, in PEM form.
+    fn issue(&self, name: &str) -> Result<(String, String)> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::new(vec![name.to_owned()])?;
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        Ok((params.signed_by(&key, &self.0)?.pem(), key.serialize_pem()))
     }
 }
 
@@ -141,17 +169,11 @@ async fn with_a_certificate_nobody_speaks_in_clear_text() {
 async fn tls() -> Result<()> {
     let (bucket, home) = (tempfile::tempdir()?, tempfile::tempdir()?);
     let at = |name: &str| home.path().join(name).display().to_string();
-    let mut params = CertificateParams::new(Vec::new())?;
-    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
-    params.distinguished_name.push(rcgen::DnType::CommonName, "who vouches in tests");
-    let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
-    let key = KeyPair::generate()?;
-    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-    let certificate = CertificateParams::new(names)?.signed_by(&key, &issuer)?;
+    let issuer = Issuer::new("who vouches in tests")?;
+    let (certificate, key) = issuer.issue("localhost")?;
     std::fs::write(at("ca.crt"), issuer.pem())?;
-    std::fs::write(at("tls.crt"), certificate.pem())?;
-    std::fs::write(at("tls.key"), key.serialize_pem())?;
+    std::fs::write(at("tls.crt"), certificate)?;
+    std::fs::write(at("tls.key"), key)?;
     let signer = Signer::new(1);
     signer.write_public_key(&home.path().join("public.pem"))?;
     let (cert, key, jwt) = (at("tls.crt"), at("tls.key"), at("public.pem"));
@@ -183,5 +205,77 @@ async fn tls() -> Result<()> {
     // HTTP in clear text hears nothing, and keeps nobody else from being served.
     ensure!(http(&server, Method::GET, "/v1/status", None).await.is_err());
     psql(&conninfo("require"), &token, "show max_batch_size").await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_is_known_by_its_certificate_and_knows_us_by_ours() {
+    secured_source().await.unwrap();
+}
+
+async fn secured_source() -> Result<()> {
+    let primary = Postgres::start(&PostgresConfig::new(15)).await?;
+    primary.sql("CREATE ROLE streamer LOGIN REPLICATION; CREATE TABLE t (n int)").await?;
+    let ours = tempfile::tempdir()?;
+    let (issuer, stranger) = (Issuer::new("who vouches in tests")?, Issuer::new("a stranger")?);
+    let (certificate, key) = issuer.issue("localhost")?;
+    let settings = [
+        ("ssl_cert_file", "server.crt", certificate),
+        ("ssl_key_file", "server.key", key),
+        ("ssl_ca_file", "ca.crt", issuer.pem()),
+    ];
+    for (setting, file, content) in &settings {
+        let path = primary.data_dir().join(file);
+        std::fs::write(&path, content)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+        account::give_to(account::postgres_account()?, &path)?;
+        primary.sql(&format!("ALTER SYSTEM SET {setting} = '{file}'")).await?;
+    }
+    primary.sql("ALTER SYSTEM SET ssl = on").await?;
+    let mut hba = std::fs::read_to_string(primary.data_dir().join("pg_hba.conf"))?;
+    hba.insert_str(
+        0,
+        "hostssl all,replication streamer all cert\nhost all,replication streamer all reject\n",
+    );
+    std::fs::write(primary.data_dir().join("pg_hba.conf"), hba)?;
+    primary.sql("SELECT pg_reload_conf()").await?;
+
+    let at = |name: &str| ours.path().join(name).display().to_string();
+    std::fs::write(at("ca.crt"), issuer.pem())?;
+    std::fs::write(at("stranger.crt"), stranger.pem())?;
+    let (certificate, key) = issuer.issue("streamer")?;
+    std::fs::write(at("tls.crt"), certificate)?;
+    std::fs::write(at("tls.key"), key)?;
+    let bucket = tempfile::tempdir()?;
+    let settings = [("credentials_dir", ours.path().to_str().context("UTF-8")?)];
+    let mut server = Pageserver::start(BucketAt::Directory(bucket.path().to_owned()), &settings).await?;
+    let tenant = TenantId(rand::random());
+    let source = |host: &str, more: &str| {
+        format!("host={host} port={} user=streamer dbname=postgres {more}", primary.port())
+    };
+    for (dsn, complaint) in [
+        (source("localhost", "sslmode=disable"), "pg_hba.conf rejects"),
+        (
+            source("localhost", &format!("sslmode=verify-full sslrootcert={}", at("stranger.crt"))),
+            "UnknownIssuer",
+        ),
+        (source("127.0.0.1", "sslmode=verify-full"), "not valid for name"),
+        (source("localhost", "sslmode=verify-full credentials=absent"), "certificate"),
+    ] {
+        let said = server.follow(tenant, TimelineId(rand::random()), &dsn).await.unwrap_err().to_string();
+        ensure!(said.contains(complaint), "{dsn}: {complaint:?} was expected: {said}");
+    }
+    for mode in ["verify-full", "verify-ca", "require", "prefer"] {
+        let timeline = TimelineId(rand::random());
+        let host = if mode == "verify-full" { "localhost" } else { "127.0.0.1" };
+        server.follow(tenant, timeline, &source(host, &format!("sslmode={mode}"))).await?;
+        server.wait_active(tenant, timeline, Duration::from_mins(1)).await?;
+    }
+    let encrypted = "SELECT count(*) FROM pg_stat_replication JOIN pg_stat_ssl USING (pid) WHERE ssl AND client_dn = '/CN=streamer'";
+    let since = Instant::now();
+    while primary.value(encrypted).await? != "4" {
+        ensure!(since.elapsed() < Duration::from_secs(20), "not all streams are within TLS");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     Ok(())
 }

@@ -128,7 +128,7 @@ pub fn of_source(error: FollowRequestError) -> Status {
 
 fn of_client(error: &ClientError, story: String) -> Status {
     match error {
-        ClientError::Authentication(_) | ClientError::Server { .. } => {
+        ClientError::Authentication(_) | ClientError::Tls(_) | ClientError::Server { .. } => {
             refused(Code::FailedPrecondition, Reason::SourceRefused, story)
         }
         _ => not_now(Reason::SourceUnreachable, story),

@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::conninfo::{ConnInfo, Place};
+use super::secure::Secured;
 use crate::libpq::wire::{self, HEAD, WireError};
 
 /// Longest message believed. WAL comes in at most 128 KiB, a backup in less; nothing else is long.
@@ -50,6 +51,9 @@ pub enum ClientError {
     /// It speaks no method of authentication that we do, or wants a password and we have none.
     #[error("cannot authenticate: {0}")]
     Authentication(String),
+    /// TLS is not as it was asked for.
+    #[error("no TLS with the source: {0}")]
+    Tls(String),
     /// It said no.
     #[error("the source answered: {message} (SQLSTATE {sqlstate})")]
     Server {
@@ -140,7 +144,10 @@ impl Client {
             stream.set_nodelay(true)?;
             // A source that vanished is noticed by keepalives, long before TCP gives up on data.
             socket2::SockRef::from(&stream).set_keepalive(true)?;
-            Client::over(stream, info, place, purpose).await
+            match info.security.establish(stream, &place.host).await? {
+                Secured::Clear(stream) => Client::over(stream, info, place, purpose).await,
+                Secured::Tls(stream) => Client::over(stream, info, place, purpose).await,
+            }
         }
     }
 

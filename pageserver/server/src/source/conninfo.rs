@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::secure::{Security, SslMode};
+
 /// Where a Postgres is and as whom to connect.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ConnInfo {
@@ -25,6 +27,10 @@ pub struct ConnInfo {
     pub credentials: Option<String>,
     /// That file.
     credentials_file: Option<PathBuf>,
+    /// TLS, with what the process has where the string says nothing.
+    pub security: Security,
+    /// TLS as the string says it.
+    stored_security: Security,
     /// For each place.
     pub connect_timeout: Duration,
 }
@@ -34,7 +40,8 @@ pub struct ConnInfo {
 pub struct Secrets {
     /// A file in the form of Postgres' `.pgpass`; empty for none.
     pub passfile: PathBuf,
-    /// A directory of files that hold a password each, such as a Secret that is mounted; empty for none.
+    /// A directory of files that hold a password each, such as a Secret that is mounted; empty for none. `ca.crt`, `tls.crt` and `tls.key` in it
+    /// are the roots of sources, and our own certificate and key.
     pub directory: PathBuf,
 }
 
@@ -105,10 +112,14 @@ impl FromStr for ConnInfo {
             .map(|(index, host)| Place { host: (*host).into(), port: *ports.get(index).unwrap_or(&ports[0]) })
             .collect();
 
-        match take("sslmode").as_deref() {
-            None | Some("disable" | "allow" | "prefer") => {}
-            Some(mode) => return wrong(format!("sslmode={mode}: TLS to a source is not offered yet")),
-        }
+        let security = Security {
+            mode: take("sslmode")
+                .map_or(Ok(SslMode::default()), |mode| mode.parse())
+                .map_err(ConnInfoError)?,
+            roots: take("sslrootcert").map(PathBuf::from),
+            certificate: take("sslcert").map(PathBuf::from),
+            key: take("sslkey").map(PathBuf::from),
+        };
         let connect_timeout = match take("connect_timeout") {
             None => Duration::from_secs(10),
             Some(text) => match text.parse() {
@@ -125,6 +136,8 @@ impl FromStr for ConnInfo {
             passfile: take("passfile").map(PathBuf::from),
             credentials: take("credentials").map(checked_key).transpose()?,
             credentials_file: None,
+            stored_security: security.clone(),
+            security,
             user,
             connect_timeout,
         };
@@ -268,6 +281,20 @@ impl ConnInfo {
         if self.passfile.is_none() && !secrets.passfile.as_os_str().is_empty() {
             self.passfile = Some(secrets.passfile.clone());
         }
+        if !secrets.directory.as_os_str().is_empty() {
+            let given = |name: &str| Some(secrets.directory.join(name)).filter(|file| file.exists());
+            if self.security.roots.is_none() {
+                self.security.roots = given("ca.crt");
+            }
+            // One for a password is no one for a certificate.
+            if self.security.certificate.is_none()
+                && self.security.key.is_none()
+                && self.credentials.is_none()
+            {
+                (self.security.certificate, self.security.key) =
+                    given("tls.crt").zip(given("tls.key")).map_or((None, None), |(c, k)| (Some(c), Some(k)));
+            }
+        }
         self.credentials_file = self.credentials.as_deref().map(|key| secrets.directory.join(key));
         self
     }
@@ -311,6 +338,15 @@ impl fmt::Display for ConnInfo {
         if let Some(passfile) = &self.passfile {
             write!(f, " passfile={}", quoted(&passfile.to_string_lossy()))?;
         }
+        let Security { mode, roots, certificate, key } = &self.stored_security;
+        if *mode != SslMode::default() {
+            write!(f, " sslmode={mode}")?;
+        }
+        for (name, file) in [("sslrootcert", roots), ("sslcert", certificate), ("sslkey", key)] {
+            if let Some(file) = file {
+                write!(f, " {name}={}", quoted(&file.to_string_lossy()))?;
+            }
+        }
         if let Some(key) = &self.credentials {
             write!(f, " credentials={}", quoted(key))?;
         }
@@ -330,6 +366,24 @@ mod tests {
 
     fn parsed(text: &str) -> ConnInfo {
         text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    #[test]
+    fn tls_is_as_the_string_says_and_else_as_the_process_has_it() {
+        let home = tempfile::tempdir().unwrap();
+        let secrets = Secrets { directory: home.path().into(), ..Secrets::default() };
+        let at = |name: &str| Some(home.path().join(name));
+        for name in ["ca.crt", "tls.crt", "tls.key"] {
+            std::fs::write(home.path().join(name), "").unwrap();
+        }
+        let info = parsed("host=h sslmode=verify-full").or_secrets(&secrets);
+        assert_eq!((&info.security.roots, &info.security.certificate), (&at("ca.crt"), &at("tls.crt")));
+        assert!(info.to_string().contains("sslmode=verify-full") && !info.to_string().contains("ca.crt"));
+        let own = parsed("host=h sslmode=require sslrootcert=r sslcert=c sslkey=k").or_secrets(&secrets);
+        assert_eq!(own.security.roots, Some("r".into()));
+        assert_eq!(parsed(&own.to_string()).security, own.security);
+        assert_eq!(parsed("host=h credentials=orders").or_secrets(&secrets).security.certificate, None);
+        assert_eq!(parsed("host=h").security.mode, SslMode::Prefer);
     }
 
     #[test]
@@ -374,7 +428,7 @@ mod tests {
             "host=a\\",
             "port=70000",
             "host=a,b,c port=1,2",
-            "sslmode=verify-full",
+            "sslmode=always",
             "hots=x",
             "connect_timeout=soon",
             "postgres://a%2",
