@@ -8,7 +8,7 @@ export RUST_LIB_BACKTRACE ?= 0
 CARGO := cargo
 FUZZ_SECONDS ?= 600
 
-.PHONY: help build test check oracle demo bench fuzz charts manifests e2e e2e-smoke
+.PHONY: help build test check oracle demo bench fuzz charts kubeconform manifests e2e e2e-smoke
 
 help:
 	@echo 'make demo     history of a real Postgres comes alive, on this machine, in three minutes'
@@ -64,6 +64,10 @@ charts:
 	scripts/install-kubernetes.sh etcd kube-apiserver kube-controller-manager kubectl
 	for version in $(KUBERNETES_VERSIONS); do scripts/install-kubernetes.sh --version $$version etcd kube-apiserver || exit 1; done
 	KUBERNETES_VERSIONS='$(KUBERNETES_VERSIONS)' $(CARGO) test -p e2e --locked --test charts -- --ignored --test-threads=1
+
+# Needs kubeconform on the PATH, which fetches schemas: the strict dry runs above need no network and know more.
+kubeconform: manifests
+	kubeconform -strict -summary -skip PageserverPool,Tenant,Timeline,Cluster,CustomResourceDefinition manifests/*.yaml manifests/examples/[!p]*.yaml
 
 manifests:
 	scripts/install-helm.sh

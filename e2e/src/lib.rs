@@ -4,13 +4,14 @@
 //! A story is a test in a folder of `stories/`, with numbered steps. It does not know what kind of cluster it runs on: `KUBECONFIG` names it.
 //! `make e2e` makes one with kind where there is none.
 //!
-//! In reading order: [`tool`], [`cluster`], [`story`], [`platform`], [`source`], [`reader`].
+//! In reading order: [`tool`], [`cluster`], [`story`], [`token`], [`platform`], [`source`], [`reader`].
 
 pub mod cluster;
 pub mod platform;
 pub mod reader;
 pub mod source;
 pub mod story;
+pub mod token;
 pub mod tool;
 
 pub use cluster::Cluster;

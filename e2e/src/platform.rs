@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::cluster::Cluster;
+use crate::token;
 
 /// Where the operator is.
 pub const OPERATOR_NAMESPACE: &str = "palimpsest-system";
@@ -84,6 +85,10 @@ pub fn install(cluster: &Cluster, images: &Images) -> Result<()> {
     cluster.apply(&format!(
         "{{apiVersion: v1, kind: Secret, metadata: {{name: sources, namespace: {POOL_NAMESPACE}}}, stringData: {{acme: {PASSWORD}}}}}"
     ))?;
+    let key = serde_json::Value::from(token::public_key()?);
+    cluster.apply(&format!(
+        "{{apiVersion: v1, kind: Secret, metadata: {{name: client-keys, namespace: {POOL_NAMESPACE}}}, stringData: {{stories.pem: {key}}}}}"
+    ))?;
     let chart = |name: &str| repository_file("charts").join(name).display().to_string();
     let tag = format!("image.tag={}", images.tag);
     let repository = |image: &str| format!("image.repository={}", images.repository(image));
@@ -116,7 +121,8 @@ pub fn install(cluster: &Cluster, images: &Images) -> Result<()> {
     ];
     upgrade("palimpsest", "palimpsest", OPERATOR_NAMESPACE, &operator)?;
     let values = repository_file("manifests/examples/pool-values.yaml").display().to_string();
-    let pool = ["--values", &values, "--set", &repository("pageserver"), "--set", &tag];
+    let keys = "clients.jwt.publicKeySecretName=client-keys";
+    let pool = ["--set", keys, "--values", &values, "--set", &repository("pageserver"), "--set", &tag];
     upgrade(POOL, "palimpsest-pool", POOL_NAMESPACE, &pool)?;
     for (namespace, workload) in [
         (OPERATOR_NAMESPACE, "deployment/palimpsest"),

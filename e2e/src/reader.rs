@@ -11,13 +11,15 @@ use testkit::page_compare::{Verdict, compare};
 use crate::cluster::Cluster;
 use crate::platform::Images;
 use crate::source::Source;
+use crate::token;
 
 /// Whose pages, and in which pod the client is.
 #[derive(Clone, Debug)]
 pub struct Reader {
     cluster: Cluster,
     namespace: String,
-    server: String,
+    address: String,
+    token: Option<String>,
     tenant: String,
     timeline: String,
 }
@@ -56,24 +58,36 @@ spec:
             ensure!(id.len() == 32, "{resource} has no {path} but {id:?}");
             Ok(id)
         };
+        let tenant_id = id(format!("tenant/{tenant}"), ".status.tenantID")?;
         Ok(Reader {
             cluster: cluster.clone(),
             namespace: namespace.into(),
-            server: format!("{tenant}.{namespace}.svc.cluster.local:6400"),
-            tenant: id(format!("tenant/{tenant}"), ".status.tenantID")?,
+            address: format!("{tenant}.{namespace}.svc.cluster.local:6400"),
+            token: Some(token::of_tenant(&tenant_id)?),
+            tenant: tenant_id,
             timeline: id(format!("timeline/{timeline}"), ".status.timelineID")?,
         })
+    }
+
+    /// The same with another token, or with none.
+    #[must_use]
+    pub fn with_token(&self, token: Option<String>) -> Reader {
+        Reader { token, ..self.clone() }
     }
 
     /// A page of the relation with these oids.
     pub fn page(&self, oids: &str, block: u32, lsn: Lsn) -> Result<Vec<u8>> {
         let (block, lsn) = (block.to_string(), lsn.to_string());
+        let server = match &self.token {
+            Some(token) => format!("postgres://reader:{token}@{}", self.address),
+            None => self.address.clone(),
+        };
         let words = [
             "pagectl",
             "page",
             "get",
             "--server",
-            &self.server,
+            &server,
             "--tenant",
             &self.tenant,
             "--timeline",

@@ -1,10 +1,10 @@
 //! A platform team installs the charts; a team has the history of its Postgres kept, and reads pages of it.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use e2e::platform::{self, Images};
 use e2e::reader::Reader;
 use e2e::source::Source;
-use e2e::{Cluster, Story};
+use e2e::{Cluster, Story, token};
 use testkit::cluster_files::PageKind;
 
 const TEAM: &str = "team-acme";
@@ -48,6 +48,17 @@ fn a_stock_postgres_is_imported_under_load_and_its_pages_are_read_by_the_tenants
         compared += reader.compare(&source, relation, kind, most, lsn)?;
     }
     story.fact(&format!("{compared} pages are equal"));
+
+    story.step("Without a token, or with another tenant's, it is refused");
+    let (_, oids, _) = source.relation("pgbench_accounts")?;
+    for (whose, token) in [("no", None), ("another tenant's", Some(token::of_tenant(&"0".repeat(32))?))] {
+        let refused = reader.with_token(token).page(&oids, 0, lsn);
+        let error = refused.err().with_context(|| format!("a page was read with {whose} token"))?;
+        story.fact(&format!(
+            "{whose} token: {}",
+            error.root_cause().to_string().lines().last().unwrap_or_default()
+        ));
+    }
 
     story.end(&[TEAM])
 }

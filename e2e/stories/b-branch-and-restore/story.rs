@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use e2e::platform::{self, Images};
 use e2e::reader::Reader;
 use e2e::source::Source;
-use e2e::{Cluster, Story};
+use e2e::{Cluster, Story, token};
 use testkit::cluster_files::PageKind;
 
 const TEAM: &str = "team-branch";
@@ -55,6 +55,11 @@ fn rows_deleted_by_accident_are_in_a_postgres_started_from_a_branch_at_a_time_be
     let id = |resource, path| cluster.field(TEAM, resource, path);
     let (tenant, timeline) =
         (id("tenant/acme", ".status.tenantID")?, id("timeline/before-the-accident", ".status.timelineID")?);
+    // Where clients need a token, the init container finds it in this Secret.
+    cluster.apply(&format!(
+        "{{apiVersion: v1, kind: Secret, metadata: {{name: acme-token, namespace: {TEAM}}}, stringData: {{token: {}}}}}",
+        token::of_tenant(&tenant)?
+    ))?;
     let nobody = "\"00000000000000000000000000000000\"";
     let pod = images.put_into(&platform::example("restore-into-a-pod.yaml")?).replace("team-acme", TEAM);
     let pod =
