@@ -199,8 +199,8 @@ impl<'a> Pass<'a> {
         let owners = self.owners(tenant)?;
         let origin = self.origin(id, tenant, &owners)?;
         self.create(id, &owners, &origin)?;
-        self.apply(id, &owners)?;
-        self.report(id, &owners)
+        let reported = self.report(id, &owners)?;
+        Ok(self.apply(id, &owners, reported))
     }
 
     /// Its id, written down before anything is asked in its name.
@@ -385,6 +385,9 @@ impl<'a> Pass<'a> {
         let mut calls = Vec::new();
         let mut refusal = None;
         let adopts = self.timeline.spec.timeline_id.is_some();
+        // What is made follows its source from the beginning, unless it is a branch.
+        let follows = matches!(origin, Origin::Import(_)) || self.timeline.spec.source.is_none();
+        let mut complete = follows && self.timeline.spec.state == State::Active;
         for owner in owners {
             let name = owner.shard.shard.to_string();
             if status.created.contains_key(&name) {
@@ -399,6 +402,7 @@ impl<'a> Pass<'a> {
                 None => false,
             };
             if acknowledged || (adopts && owner.reported(id).is_some()) {
+                complete &= acknowledged;
                 status.created.insert(name, owner.generation);
             } else if adopts && *origin == Origin::Empty {
                 return Err(not_ready(
@@ -414,6 +418,9 @@ impl<'a> Pass<'a> {
             }
         }
         if status.created != self.status.created {
+            if complete && calls.is_empty() {
+                status.applied = Some(self.wanted());
+            }
             return Err(commit(status));
         }
         if calls.is_empty() {
@@ -423,28 +430,41 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// It follows what it should, and is in the state that it should be in.
-    fn apply(&self, id: TimelineId, owners: &[Owner<'_>]) -> Step<()> {
+    /// It follows what it should, and is in the state that it should be in. Until then it is what it was reported to be: a branch can be
+    /// read, and restored from, before the Postgres that it is to follow is there.
+    fn apply(&self, id: TimelineId, owners: &[Owner<'_>], reported: Decision) -> Decision {
+        let wanted = self.wanted();
         let spec = &self.timeline.spec;
-        let wanted = fingerprint(&(&spec.state, &spec.source));
-        let untouched = fingerprint(&(State::Active, None::<Source>));
-        if self.status.applied.as_ref() == Some(&wanted)
-            || (self.status.applied.is_none() && wanted == untouched)
-        {
-            return Ok(());
+        // A timeline that was adopted goes on following what it follows, until its resource says otherwise.
+        let asks_nothing =
+            self.status.applied.is_none() && spec.source.is_none() && spec.state == State::Active;
+        let is_applied = self.status.applied.as_ref() == Some(&wanted);
+        if asks_nothing || is_applied || matches!(reported.action, Action::Commit(_)) {
+            return reported;
         }
         let refusal = match &self.observed.answers.applied {
             Some((applied, Ok(()))) if *applied == wanted => {
-                return Err(commit(TimelineStatus { applied: Some(wanted), ..self.status.clone() }));
+                let status = TimelineStatus { applied: Some(wanted), ..self.status.clone() };
+                return Decision { action: Action::Commit(status), ..reported };
             }
             Some((applied, Err(refusal))) if *applied == wanted => Some(refusal),
             _ => None,
         };
-        let source = spec.source.clone();
+        let (state, source) = (spec.state, spec.source.clone());
         let apply =
-            |owner: &Owner<'_>| owner.call(CallKind::Apply(id, spec.state, source.clone(), wanted.clone()));
-        let calls = owners.iter().map(apply).collect();
-        Err(call(calls, refusal, "Configuring", "its source and state are being set"))
+            |owner: &Owner<'_>| owner.call(CallKind::Apply(id, state, source.clone(), wanted.clone()));
+        let mut verdicts = reported.verdicts;
+        if let Some(refusal) = refusal {
+            let (reason, message) = refusal.explain();
+            verdicts.retain(|verdict| verdict.type_ != "Following");
+            verdicts.push(Verdict::no("Following", reason, message));
+        }
+        Decision { action: Action::Call(owners.iter().map(apply).collect()), verdicts }
+    }
+
+    /// What it is to be and to follow, by fingerprint.
+    fn wanted(&self) -> String {
+        fingerprint(&(&self.timeline.spec.state, &self.timeline.spec.source))
     }
 
     /// What its pageserver says of it.
@@ -670,6 +690,7 @@ impl Refusal {
                 | Reason::Draining
                 | Reason::StorageUnavailable
                 | Reason::Mode
+                | Reason::TimelineNotReadable
                 | Reason::Internal
         )
     }
@@ -693,7 +714,7 @@ impl Refusal {
             Reason::TimelineDeleted => ("TimelineDeleted", "an id is not used again: make another resource"),
             Reason::TimelineUnknown => ("AncestorNotFound", "name an ancestor that the tenant has"),
             Reason::TimelineHasBranches => ("BlockedByBranches", "delete its branches first"),
-            Reason::TimelineNotReadable => ("WaitingForAncestor", "it goes on when the ancestor can be read"),
+            Reason::TimelineNotReadable => ("NotReadable", "it goes on when the timeline can be read"),
             Reason::OutOfHistory => ("OutOfHistory", "name a place within the ancestor's history"),
             Reason::Invalid => ("Invalid", "correct the spec"),
             Reason::StorageUnavailable | Reason::StorageUnsafe => {

@@ -135,6 +135,7 @@ fn a_timeline_gets_its_finalizer_then_its_id_then_is_made() {
     scene.answers.created.insert(ShardIndex::UNSHARDED, Ok(7));
     *scene.status() = scene.written();
     assert_eq!(scene.status().created["0000"], 7);
+    assert!(scene.status().applied.is_some(), "it was made as it is to be");
     assert_eq!(scene.reason(), "Loading");
     scene.servers = vec![server(vec![reported(ID, TimelineState::Active, None)])];
     *scene.status() = scene.written();
@@ -178,9 +179,8 @@ fn an_import_names_its_source_and_says_how_it_fares() {
         assert!(scene.decide().verdicts[0].message.starts_with("because; "));
         scene.called();
     }
-    scene.status().created.insert("0000".into(), 7);
-    let CallKind::Apply(_, _, _, wanted) = scene.called() else { panic!("applies") };
-    scene.status().applied = Some(wanted);
+    scene.answers.created.insert(ShardIndex::UNSHARDED, Ok(7));
+    *scene.status() = scene.written();
     let mut importing = reported(ID, TimelineState::Importing, Some(SourceState::Importing));
     let source = importing.source.as_mut().unwrap();
     (source.imported_bytes, source.total_bytes) = (30, 100);
@@ -189,6 +189,7 @@ fn an_import_names_its_source_and_says_how_it_fares() {
     assert_eq!(decision.verdicts[0].reason, "Importing");
     assert_eq!(decision.verdicts[0].message, "more than 25 % of the source is imported");
     assert_eq!((decision.verdicts[1].type_, decision.verdicts[1].reason), ("Following", "Importing"));
+    assert_eq!(decision.action, Action::Wait(None), "the source was named when it was made");
 }
 
 #[test]
@@ -201,9 +202,8 @@ fn what_became_of_the_source_is_a_condition_with_a_remedy() {
         (SourceState::Parted, "Parted"),
     ] {
         let mut scene = Scene::of(json!({"source": source()}));
-        scene.status().created.insert("0000".into(), 7);
-        let CallKind::Apply(_, _, _, wanted) = scene.called() else { panic!("applies") };
-        scene.status().applied = Some(wanted);
+        scene.answers.created.insert(ShardIndex::UNSHARDED, Ok(7));
+        *scene.status() = scene.written();
         scene.servers = vec![server(vec![reported(ID, TimelineState::Active, Some(state))])];
         let verdicts = scene.decide().verdicts;
         assert_eq!((verdicts[0].reason, verdicts[0].status), ("Readable", ConditionStatus::True));
@@ -291,15 +291,33 @@ fn an_adopted_timeline_must_be_there() {
 }
 
 #[test]
-fn a_source_or_a_state_that_changes_is_set_anew() {
+fn a_state_that_changes_is_set_anew() {
     let mut scene = Scene::of(json!({"state": "Archived"}));
     scene.status().created.insert("0000".into(), 7);
+    scene.status().readable_from_lsn = Some(LsnText("0/16B3748".into()));
+    scene.servers = vec![server(vec![reported(ID, TimelineState::Active, None)])];
     let CallKind::Apply(ID, State::Archived, None, wanted) = scene.called() else { panic!("archives") };
     scene.answers.applied = Some((wanted.clone(), Ok(())));
-    assert_eq!(scene.written().applied, Some(wanted.clone()));
-    scene.answers.applied = Some((wanted, Err(refused(Reason::StorageUnavailable))));
-    assert_eq!(scene.reason(), "StorageUnavailable");
+    assert_eq!(scene.written().applied, Some(wanted));
+}
+
+#[test]
+fn a_branch_is_ready_before_the_postgres_that_it_is_to_follow_is_there() {
+    let mut scene = branch(json!({"lsn": "0/16B3748"}));
+    *scene.status() = scene.written();
+    scene.timeline.spec.source = Some(serde_json::from_value(source()).unwrap());
+    scene.answers.created.insert(ShardIndex::UNSHARDED, Ok(7));
+    *scene.status() = scene.written();
+    scene.servers = vec![server(vec![reported(ID, TimelineState::Active, None)])];
+    *scene.status() = scene.written();
+    let CallKind::Apply(ID, State::Active, Some(_), wanted) = scene.called() else { panic!("follows") };
+    scene.answers.applied = Some((wanted.clone(), Err(refused(Reason::SourceUnreachable))));
+    let said = scene.decide().verdicts;
+    assert_eq!((said[0].type_, said[0].status), ("Ready", ConditionStatus::True));
+    assert_eq!((said[1].type_, said[1].reason), ("Following", "SourceUnreachable"));
     scene.called();
+    scene.answers.applied = Some((wanted.clone(), Ok(())));
+    assert_eq!(scene.written().applied, Some(wanted));
 }
 
 fn deleting(spec: serde_json::Value) -> Scene {
