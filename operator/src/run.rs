@@ -22,6 +22,7 @@ use crate::watch::Scope;
 use crate::world::{Clients, World};
 
 /// Settings of `operator run`.
+#[allow(clippy::doc_markdown, reason = "these are the texts of --help")]
 #[derive(Clone, Debug, clap::Args)]
 pub struct Settings {
     /// Namespaces to watch, separated by commas; all when empty

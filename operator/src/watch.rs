@@ -79,7 +79,7 @@ where
             Ok(Event::Apply(object) | Event::InitApply(object) | Event::Delete(object)) => touched(&object),
             Ok(Event::Init | Event::InitDone) => {}
             Err(error) => {
-                tracing::warn!(kind = %K::kind(&()), "the watch failed, tried again: {}", story(&error))
+                tracing::warn!(kind = %K::kind(&()), "the watch failed, tried again: {}", story(&error));
             }
         }
         std::future::ready(())

@@ -251,7 +251,7 @@ impl Fleet {
                     auth: pool.spec.control_auth.clone(),
                     poll,
                 };
-                self.contact(link, address)
+                self.contact(&link, address)
             });
             let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
             let node = node.and_then(|node| self.inner.cluster.nodes.get_cluster_wide(node));
@@ -269,13 +269,13 @@ impl Fleet {
         })
     }
 
-    fn contact(&self, key: (String, String), address: Address) -> Contact {
+    fn contact(&self, key: &(String, String), address: Address) -> Contact {
         let mut links = lock(&self.inner.links);
-        if links.get(&key).is_none_or(|link| link.address != address) {
+        if links.get(key).is_none_or(|link| link.address != address) {
             let link = Link::start(address, self.inner.credentials.clone(), self.inner.changed.clone());
             links.insert(key.clone(), link);
         }
-        links[&key].contact()
+        links[key].contact()
     }
 
     fn tell(&self, senders: &Wake, key: &PoolKey, difference: &Difference) {

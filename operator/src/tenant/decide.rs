@@ -327,6 +327,7 @@ struct ShardDecision {
     standing: ShardStanding,
 }
 
+#[allow(clippy::large_enum_variant, reason = "one is alive at a time")]
 enum Next {
     Rest,
     RestFor(Duration),
@@ -440,7 +441,7 @@ impl Pass<'_> {
             Contact::Starting => return self.appoint(shard, entry, TargetReason::Lost, None, None),
             Contact::Silent(since) if *since <= self.pool.patience => {
                 return ShardDecision {
-                    next: Next::RestFor(self.pool.patience - *since),
+                    next: Next::RestFor(self.pool.patience.saturating_sub(*since)),
                     standing: served(),
                 };
             }
@@ -499,7 +500,7 @@ impl Pass<'_> {
         };
         // Nobody will take it before the pod is gone: what it has is stored now, so that the pod need not wait for its deadline.
         if matches!(decided.next, Next::Rest) && *leaving == Leaving::Terminating && is_alone() {
-            let next = Next::Call(self.detach(shard, &place.pod, &place.instance, place.generation, true));
+            let next = Next::Call(Self::detach(shard, &place.pod, &place.instance, place.generation, true));
             return ShardDecision { next, standing: decided.standing };
         }
         decided
@@ -530,6 +531,7 @@ impl Pass<'_> {
     }
 
     /// A shard that is on its way to a place.
+    #[allow(clippy::match_same_arms, reason = "the order of the arms is what is decided")]
     fn pursue(&self, shard: TenantShardId, entry: &ShardStatus, target: &Target) -> ShardDecision {
         let changing = || ShardStanding::Changing(target.reason, target.pod.clone());
         let again = |prefer| self.appoint(shard, entry, TargetReason::ChosenAgain, prefer, None);
@@ -548,7 +550,7 @@ impl Pass<'_> {
             Contact::Starting => return again(None),
             Contact::Silent(since) if *since <= self.pool.patience => {
                 return ShardDecision {
-                    next: Next::RestFor(self.pool.patience - *since),
+                    next: Next::RestFor(self.pool.patience.saturating_sub(*since)),
                     standing: changing(),
                 };
             }
@@ -609,7 +611,7 @@ impl Pass<'_> {
             && (old.instance.as_str(), place.pod.as_str()) != (target.instance.as_str(), target.pod.as_str())
             && self.age(target) < DETACH_PATIENCE
         {
-            let call = self.detach(shard, &place.pod, &place.instance, place.generation, true);
+            let call = Self::detach(shard, &place.pod, &place.instance, place.generation, true);
             return ShardDecision { next: Next::Call(call), standing: changing };
         }
         let call = Next::Call(Call {
@@ -723,7 +725,7 @@ impl Pass<'_> {
     /// Whoever still holds the shard lets go of it; a pageserver that is silent gets some time to answer. `None`: nobody has it.
     fn release(&self, shard: TenantShardId, entry: &ShardStatus) -> Option<ShardDecision> {
         if let Some((pageserver, report, held)) = self.pool.holders(shard).next() {
-            let call = self.detach(shard, &pageserver.pod, &report.instance, held.generation, true);
+            let call = Self::detach(shard, &pageserver.pod, &report.instance, held.generation, true);
             return Some(ShardDecision { next: Next::Call(call), standing: ShardStanding::Releasing });
         }
         let places = [
@@ -760,11 +762,10 @@ impl Pass<'_> {
         };
         let deleter = if begun { owner.or_else(anyone) } else { owner };
         let Some((pageserver, report)) = deleter else {
-            return match begun {
-                true => {
-                    ShardDecision::stuck("NoCapacity", "no pageserver can delete the data; add one, or wait")
-                }
-                false => self.serve_shard(shard, entry),
+            return if begun {
+                ShardDecision::stuck("NoCapacity", "no pageserver can delete the data; add one, or wait")
+            } else {
+                self.serve_shard(shard, entry)
             };
         };
         let call = Call {
@@ -814,12 +815,12 @@ impl Pass<'_> {
                     && held.state != ShardState::Detaching
             })
             .map(|(pageserver, report, held)| {
-                self.detach(shard, &pageserver.pod, &report.instance, held.generation, false)
+                Self::detach(shard, &pageserver.pod, &report.instance, held.generation, false)
             })
             .collect()
     }
 
-    fn detach(&self, shard: TenantShardId, pod: &str, instance: &str, generation: u32, flush: bool) -> Call {
+    fn detach(shard: TenantShardId, pod: &str, instance: &str, generation: u32, flush: bool) -> Call {
         Call {
             pod: pod.into(),
             instance: instance.into(),

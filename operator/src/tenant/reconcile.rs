@@ -167,17 +167,13 @@ async fn make(context: &Context, tenant: &Tenant, pool: &PoolView, made: &[Call]
             failure = Some(error);
         }
     }
-    match failure {
-        None => {
-            context.tenants.succeeded(&uid);
-            SOON
-        }
-        // What was learnt may change what is to be done: that is decided at once, and the same calls wait.
-        Some(_) => {
-            context.tenants.failed(&uid, &which, false, Instant::now());
-            Duration::from_millis(100)
-        }
+    if failure.is_none() {
+        context.tenants.succeeded(&uid);
+        return SOON;
     }
+    // What was learnt may change what is to be done: that is decided at once, and the same calls wait.
+    context.tenants.failed(&uid, &which, false, Instant::now());
+    Duration::from_millis(100)
 }
 
 async fn tell(context: &Context, tenant: &Tenant, news: &News) {

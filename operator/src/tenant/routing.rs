@@ -1,5 +1,5 @@
-//! How clients find the pageservers of a tenant: a headless Service without a selector, an EndpointSlice with one host name for each shard,
-//! and a ConfigMap with the addresses as clients want them. A pure function of committed status.
+//! How clients find the pageservers of a tenant: a headless Service without a selector, an `EndpointSlice` with one host name for each shard,
+//! and a `ConfigMap` with the addresses as clients want them. A pure function of committed status.
 //!
 //! An endpoint is ready from the commit that places its shard until the next one, whatever the pod's own readiness says: a pod that is
 //! being emptied must be reachable until its shards have left.

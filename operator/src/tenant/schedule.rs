@@ -68,9 +68,8 @@ pub fn choose<'a>(
     let candidates: Vec<_> = pool
         .pageservers
         .values()
-        .filter_map(|pageserver| match eligible(pool, pageserver, wanted, &mut fell_out) {
-            Some(report) => Some((pageserver, report)),
-            None => None,
+        .filter_map(|pageserver| {
+            eligible(pool, pageserver, wanted, &mut fell_out).map(|report| (pageserver, report))
         })
         .collect();
     let preferred = candidates.iter().find(|(pageserver, _)| wanted.prefer == Some(&pageserver.pod));

@@ -54,6 +54,7 @@ struct Calling<'a> {
 
 impl Calling<'_> {
     /// The attempt is what is asked for: the same request is the same attempt.
+    #[allow(clippy::unnecessary_wraps, reason = "as requests want it")]
     fn mutation(&self, attempt: &str) -> Option<v1::Mutation> {
         Some(mutation(self.call.shard, self.call.generation, attempt, &self.call.instance))
     }
@@ -203,7 +204,7 @@ pub fn remember(answers: &mut Answers, call: &Call, answered: &Result<Learnt, Ca
             answers.branch_point = Some(Ok((*lsn, *kind)));
         }
         (CallKind::FindTime(..) | CallKind::FindEnd(_), Err(error)) => {
-            answers.branch_point = Some(Err(refused(error)))
+            answers.branch_point = Some(Err(refused(error)));
         }
         (CallKind::Create(..), Ok(Learnt::Created(generation))) => {
             answers.created.insert(shard, Ok(*generation));
@@ -212,10 +213,10 @@ pub fn remember(answers: &mut Answers, call: &Call, answered: &Result<Learnt, Ca
             answers.created.insert(shard, Err(refused(error)));
         }
         (CallKind::Apply(..), Ok(Learnt::Applied(applied))) => {
-            answers.applied = Some((applied.clone(), Ok(())))
+            answers.applied = Some((applied.clone(), Ok(())));
         }
         (CallKind::Apply(.., applied), Err(error)) => {
-            answers.applied = Some((applied.clone(), Err(refused(error))))
+            answers.applied = Some((applied.clone(), Err(refused(error))));
         }
         (CallKind::Unfollow(_) | CallKind::Delete(_), Ok(_)) => {
             answers.ended.insert(shard, Ok(()));

@@ -4,6 +4,8 @@
 //! creation branches there too), the creation on every shard, its source and state, and in the end its deletion. Every call may be
 //! repeated.
 
+#![allow(clippy::result_large_err, reason = "an error is the decision, and is made once in a pass")]
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
