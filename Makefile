@@ -63,6 +63,7 @@ charts:
 	scripts/install-helm.sh
 	scripts/install-kubernetes.sh etcd kube-apiserver kube-controller-manager kubectl
 	for version in $(KUBERNETES_VERSIONS); do scripts/install-kubernetes.sh --version $$version etcd kube-apiserver || exit 1; done
+	$(CARGO) test -p testkit --locked --test kubernetes -- --ignored --test-threads=1
 	KUBERNETES_VERSIONS='$(KUBERNETES_VERSIONS)' $(CARGO) test -p e2e --locked --test charts -- --ignored --test-threads=1
 
 # Needs kubeconform on the PATH, which fetches schemas: the strict dry runs above need no network and know more.
