@@ -364,6 +364,9 @@ pub struct Source {
     /// The physical replication slot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<String>,
+    /// It is not followed until somebody says so again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
     /// Everything else.
     #[serde(flatten)]
     pub unknown: Unknown,
@@ -814,6 +817,7 @@ mod tests {
                 size: 517,
             }],
             source: Some(Source {
+                paused: true,
                 conninfo: "host=db user=replicator".into(),
                 slot: Some("palimpsest".into()),
                 unknown: Unknown::new(),

@@ -9,7 +9,8 @@ use model::{Lsn, TenantId, TimelineId};
 use proto::error::{detail, reason};
 use proto::v1::{
     ConfigureTenantRequest, DeleteTenantDataRequest, DeleteTimelineRequest, Mode, Reason,
-    SetTimelineSourceRequest, SourceState, StorageState, TenantConfig, TimelineState, WatchStatusRequest,
+    SetTimelineSourceRequest, SetTimelineStateRequest, SourceState, StorageState, TenantConfig,
+    TimelineState, WatchStatusRequest,
 };
 use testkit::cluster_files::PageKind;
 use testkit::page_compare::{self, Verdict};
@@ -205,9 +206,30 @@ async fn killed() -> Result<()> {
     a.wait_for(tenant, branch, lsn).await?;
     pages(&primary, &a, tenant, timeline).await?;
 
+    // Stopped, it stays so over a change of hands, and the source keeps what comes next.
+    let set = |a: &Operated, generation: u32, state: TimelineState| {
+        let mutation = a.mutation(tenant, generation, "state");
+        let (timeline_id, state) = (timeline.to_string(), state.into());
+        Operated::request(SetTimelineStateRequest { mutation, timeline_id, state })
+    };
+    let request = set(&a, 2, TimelineState::Stopped);
+    a.client.set_timeline_state(request).await?;
+    a.detach(tenant, 2).await?;
+    a.attach(tenant, 3, "third").await?;
+    a.timeline_when(tenant, timeline, |told| told.state() == TimelineState::Stopped).await?;
+    let until = a.server.last_record_lsn(tenant, timeline).await?;
+    primary.sql("INSERT INTO t VALUES (3)").await?;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    ensure!(a.server.last_record_lsn(tenant, timeline).await? == until, "it takes WAL");
+    ensure!(primary.value("SELECT count(*) FROM pg_replication_slots").await? == "1");
+    let request = set(&a, 3, TimelineState::Active);
+    a.client.set_timeline_state(request).await?;
+    a.wait_for(tenant, timeline, end_of(&primary).await?).await?;
+    pages(&primary, &a, tenant, timeline).await?;
+
     // Left alone, it has no slot any more; deleted, it is gone, and so is its branch before it.
     let source = SetTimelineSourceRequest {
-        mutation: a.mutation(tenant, 2, "leave"),
+        mutation: a.mutation(tenant, 3, "leave"),
         timeline_id: timeline.to_string(),
         primary: None,
     };
@@ -215,7 +237,7 @@ async fn killed() -> Result<()> {
     ensure!(answer.warning.is_empty(), "{}", answer.warning);
     ensure!(primary.value("SELECT count(*) FROM pg_replication_slots").await? == "0");
     let delete = |a: &Operated, timeline: TimelineId| {
-        let mutation = a.mutation(tenant, 2, "delete");
+        let mutation = a.mutation(tenant, 3, "delete");
         Operated::request(DeleteTimelineRequest { mutation, timeline_id: timeline.to_string() })
     };
     let request = delete(&a, timeline);

@@ -255,7 +255,8 @@ pub fn timeline_status(id: TimelineId, view: &TimelineView, followers: &Follower
     let mut status = TimelineStatus { timeline_id: id.to_string(), source, ..TimelineStatus::default() };
     match view {
         TimelineView::Open(timeline) => {
-            status.set_state(TimelineState::Active);
+            let is_paused = followers.is_paused(id);
+            status.set_state(if is_paused { TimelineState::Stopped } else { TimelineState::Active });
             // Ingest has stopped; what is there can be read.
             status.message = timeline.trouble().unwrap_or_default();
             status.last_record_lsn = timeline.last_record_lsn().to_string();

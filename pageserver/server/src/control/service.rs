@@ -297,11 +297,9 @@ impl Pageserver for Control {
                 _ => false,
             };
             this.tenants.set_mode(&tenant, mode);
-            if mode == HoldMode::Single {
-                this.follow_when_open(&tenant);
-            } else {
-                this.followers.pause_tenant(order.shard.tenant).await;
-            }
+            // With slots or without, or not at all.
+            this.followers.pause_tenant(order.shard.tenant).await;
+            this.follow_when_open(&tenant);
             Ok(flushed)
         });
         let flushed = flushed.await?;
@@ -437,16 +435,20 @@ impl Pageserver for Control {
         let order = self.order(request.mutation.clone())?;
         let timeline = timeline_of(&request.timeline_id)?;
         let tenant = self.attached(&order).await?;
-        match request.state() {
-            TimelineState::Active => {
-                tenant.timeline(timeline).map_err(|error| of_not_found(&error))?;
-                Ok(Response::new(SetTimelineStateResponse { state: TimelineState::Active.into() }))
-            }
-            TimelineState::Stopped | TimelineState::Archived => {
-                Err(Status::unimplemented("timelines cannot be stopped or archived yet"))
-            }
-            _ => Err(invalid("state", "is neither active nor stopped nor archived")),
+        let paused = match request.state() {
+            TimelineState::Active => false,
+            TimelineState::Stopped => true,
+            TimelineState::Archived => return Err(Status::unimplemented("timelines cannot be archived yet")),
+            _ => return Err(invalid("state", "is neither active nor stopped nor archived")),
+        };
+        if tenant.mode() != HoldMode::Single {
+            return Err(of_change(ChangeError::Stale(order.shard)));
         }
+        let open = tenant.timeline(timeline).map_err(|error| of_not_found(&error))?;
+        let followers = self.followers.clone();
+        to_its_end(async move { followers.set_paused(&open, paused).await.map_err(of_change) }).await?;
+        self.board.look();
+        Ok(Response::new(SetTimelineStateResponse { state: request.state }))
     }
 
     async fn delete_timeline(

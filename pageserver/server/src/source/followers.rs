@@ -1,13 +1,15 @@
 //! All sources that this process follows, each in a supervised task.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use codec::index_part::{Source, Unknown};
+use codec::index_part::{IndexPart, Source, Unknown};
 use engine::error_story::error_story;
-use engine::tenant::{BranchPoint, ChangeError, NotFound, Tenant, Tenants};
+use engine::index_keeper::Changed;
+use engine::index_store::PutIndexError;
+use engine::tenant::{BranchPoint, ChangeError, Mode, NotFound, Tenant, Tenants};
 use engine::timeline::Timeline;
 use engine::timeline::restore::SwitchError;
 use engine::wal_target::WalTarget;
@@ -35,6 +37,9 @@ struct Inner {
     secrets: Secrets,
     // Guards the table; held for look-ups and updates only.
     table: Mutex<HashMap<TimelineId, Follower>>,
+    /// Timelines that have a source which is not to be followed.
+    // Held for look-ups and updates only.
+    paused: Mutex<HashSet<TimelineId>>,
 }
 
 #[derive(Clone)]
@@ -91,7 +96,15 @@ const RELEASE_PATIENCE: Duration = Duration::from_secs(10);
 impl Followers {
     /// Nobody yet.
     pub fn new(tenants: Tenants, supervisor: Supervisor, secrets: Secrets) -> Self {
-        Followers { inner: Arc::new(Inner { tenants, supervisor, secrets, table: Mutex::default() }) }
+        Followers {
+            inner: Arc::new(Inner {
+                tenants,
+                supervisor,
+                secrets,
+                table: Mutex::default(),
+                paused: Mutex::default(),
+            }),
+        }
     }
 
     /// The name of our slot on a timeline's source.
@@ -133,8 +146,10 @@ impl Followers {
         }
     }
 
-    /// Goes on with everything of an open tenant that was followed when its last owner ended.
+    /// Goes on with everything of an open tenant that was followed when its last owner ended. One that is held while another place has the
+    /// slots streams without them, and imports nothing.
     pub async fn resume_tenant(&self, tenant: &Tenant) {
+        let is_single = tenant.mode() == Mode::Single;
         let mut archived = Vec::new();
         for followed in tenant.followed().await {
             let source = match followed.source.conninfo.parse::<ConnInfo>() {
@@ -144,14 +159,19 @@ impl Followers {
                     continue;
                 }
             };
+            if followed.source.paused {
+                self.paused().insert(followed.id);
+                continue;
+            }
             match followed.timeline {
                 Some(timeline) if timeline.archived().await.is_some() => archived.push((timeline, source)),
-                Some(timeline) => self.follow(&timeline, source),
+                Some(timeline) => self.follow_as(&timeline, source, is_single),
+                None if !is_single => {}
                 None => self.import(tenant.shard().tenant, followed.id, source, None),
             }
         }
         // Now it is known which successors exist and are followed.
-        for (timeline, source) in archived {
+        for (timeline, source) in archived.into_iter().filter(|_| is_single) {
             self.continue_in_a_task(timeline, source);
         }
     }
@@ -260,6 +280,7 @@ impl Followers {
         let stored = Source {
             conninfo: source.to_string(),
             slot: Some(Self::slot_name(timeline.id())),
+            paused: false,
             unknown: Unknown::new(),
         };
         timeline
@@ -340,6 +361,7 @@ impl Followers {
             return Err(error.into());
         }
         client.close().await;
+        self.paused().remove(&timeline.id());
         self.follow(timeline, source);
         Ok(())
     }
@@ -347,6 +369,7 @@ impl Followers {
     /// Stops following a timeline that is deleted, waits until nothing of it runs any more, and drops its slot on the source. Answers what
     /// remains there, if that failed.
     pub async fn leave(&self, timeline: TimelineId) -> Option<String> {
+        self.paused().remove(&timeline);
         let source = self.end(timeline).await?;
         let slot = Self::slot_name(timeline);
         let why = match tokio::time::timeout(RELEASE_PATIENCE, release_slot(&source, &slot)).await {
@@ -364,6 +387,38 @@ impl Followers {
     /// How a connection string is kept in the index: without secrets, in one form.
     pub fn stored_form(&self, dsn: &str) -> Result<String, ConnInfoError> {
         Ok(dsn.parse::<ConnInfo>()?.or_secrets(&self.inner.secrets).to_string())
+    }
+
+    /// Whether a timeline was told not to follow its source for now.
+    pub fn is_paused(&self, timeline: TimelineId) -> bool {
+        self.paused().contains(&timeline)
+    }
+
+    /// Stops following a timeline's source, durably, or goes on with it. The slot stays: the source keeps WAL meanwhile.
+    pub async fn set_paused(&self, timeline: &Timeline, paused: bool) -> Result<(), ChangeError> {
+        let change = |part: &mut IndexPart| {
+            let source = part.palimpsest.as_mut().and_then(|ours| ours.source.as_mut());
+            match source.filter(|source| source.paused != paused) {
+                None => Ok::<_, PutIndexError>(Changed::No),
+                Some(source) => {
+                    source.paused = paused;
+                    Ok(Changed::Yes)
+                }
+            }
+        };
+        timeline.index().change(change).await?;
+        timeline.index().claim().validate().await?;
+        let id = timeline.id();
+        if paused {
+            self.paused().insert(id);
+            self.end(id).await;
+        } else if self.paused().remove(&id)
+            && let Some((source, _)) = timeline.index().source().await
+            && let Ok(source) = source.conninfo.parse::<ConnInfo>()
+        {
+            self.follow(timeline, source.or_secrets(&self.inner.secrets));
+        }
+        Ok(())
     }
 
     /// Makes a timeline follow nobody any more, durably, and drops its slot on the source. Answers what remains there, if that failed.
@@ -384,6 +439,10 @@ impl Followers {
         self.inner.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn paused(&self) -> std::sync::MutexGuard<'_, HashSet<TimelineId>> {
+        self.inner.paused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn get(&self, timeline: TimelineId) -> Option<Follower> {
         self.table().get(&timeline).cloned()
     }
@@ -395,6 +454,11 @@ impl Followers {
     }
 
     fn follow(&self, timeline: &Timeline, source: ConnInfo) {
+        self.follow_as(timeline, source, true);
+    }
+
+    /// The same; without our slot while another owner has it.
+    fn follow_as(&self, timeline: &Timeline, source: ConnInfo, with_slot: bool) {
         let state = Arc::new(SourceCourse::default());
         let (timeline, from) = (timeline.clone(), source.clone());
         let (id, tenant) = (timeline.id(), timeline.facts().tenant_shard.tenant);
@@ -403,7 +467,7 @@ impl Followers {
         let is_final =
             |error: &ReceiverFailure| matches!(error, ReceiverFailure::Follow(error) if error.is_final());
         let task = self.inner.supervisor.start_unless(format!("receiver {id}"), is_final, move |stop| {
-            let receiver = receiver_of(&timeline, from.clone(), Arc::clone(&told));
+            let receiver = receiver_of(&timeline, from.clone(), with_slot, Arc::clone(&told));
             let (this, timeline, source, state) =
                 (this.clone(), timeline.clone(), from.clone(), Arc::clone(&told));
             // Boxed: the successor's receiver is started from within.
@@ -452,7 +516,7 @@ impl Followers {
                     target,
                     claim: claim.clone(),
                     source: source.clone(),
-                    slot: slot.clone(),
+                    slot: Some(slot.clone()),
                     system_identifier: begun.identity.system_identifier,
                     tli: begun.identity.tli,
                     wal_segment_size: begun.identity.wal_segment_size,
@@ -487,12 +551,12 @@ async fn begin(
     Ok(Begun { session, identity })
 }
 
-fn receiver_of(timeline: &Timeline, source: ConnInfo, state: Arc<SourceCourse>) -> Receiver {
+fn receiver_of(timeline: &Timeline, source: ConnInfo, with_slot: bool, state: Arc<SourceCourse>) -> Receiver {
     Receiver {
         target: WalTarget::Open(timeline.clone()),
         claim: timeline.index().claim().clone(),
         source,
-        slot: Followers::slot_name(timeline.id()),
+        slot: with_slot.then(|| Followers::slot_name(timeline.id())),
         system_identifier: timeline.facts().system_identifier,
         tli: timeline.tli(),
         wal_segment_size: timeline.facts().wal_segment_size,

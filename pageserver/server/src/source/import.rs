@@ -65,6 +65,7 @@ pub fn plan(identity: &SourceIdentity, data_checksums: bool, source: &ConnInfo, 
         source: Some(codec::index_part::Source {
             conninfo: source.to_string(),
             slot: Some(slot.to_owned()),
+            paused: false,
             unknown: codec::index_part::Unknown::new(),
         }),
     }

@@ -41,8 +41,8 @@ pub struct Receiver {
     pub claim: Claim,
     /// The source.
     pub source: ConnInfo,
-    /// The physical slot there.
-    pub slot: String,
+    /// The physical slot there; `None` while another owner has it: the source then keeps no WAL for us.
+    pub slot: Option<String>,
     /// Which cluster the WAL must be of.
     pub system_identifier: u64,
     /// The Postgres timeline of the base that is being imported.
@@ -225,7 +225,9 @@ impl Receiver {
         };
         // To its end, also when we are to stop: the source carries out what it was sent after we closed the connection, and a slot made after
         // a deletion dropped it would keep WAL for ever.
-        self.have_slot(&mut client).await?;
+        if let Some(slot) = &self.slot {
+            self.have_slot(&mut client, slot).await?;
+        }
         let followed = tokio::select! {
             followed = self.follow_history(&mut client, &history, stop) => followed,
             trouble = self.watch_claim() => Err(trouble.into()),
@@ -236,8 +238,10 @@ impl Receiver {
             Err(FollowError::SlotLost { .. }) => {
                 drop(client);
                 // It would keep WAL that is of no use here until the source's disk is full.
-                if let Err(error) = release_slot(&self.source, &self.slot).await {
-                    tracing::warn!(slot = self.slot, "cannot drop the lost slot: {error}");
+                if let Some(slot) = &self.slot
+                    && let Err(error) = release_slot(&self.source, slot).await
+                {
+                    tracing::warn!(slot, "cannot drop the lost slot: {error}");
                 }
             }
             Err(_) => {}
@@ -342,8 +346,8 @@ impl Receiver {
     }
 
     /// Sees to it that the source has our slot. One that the source gave up keeps nothing; whether the WAL is still there shows when it is asked for.
-    async fn have_slot(&self, client: &mut Client) -> Result<(), FollowError> {
-        let is_lost = match slot_field(&self.source, &self.slot, "wal_status").await {
+    async fn have_slot(&self, client: &mut Client, slot: &str) -> Result<(), FollowError> {
+        let is_lost = match slot_field(&self.source, slot, "wal_status").await {
             Ok(status) => status.as_deref() == Some("lost"),
             Err(error) => {
                 tracing::debug!("cannot ask how the slot is: {error}");
@@ -351,11 +355,11 @@ impl Receiver {
             }
         };
         if is_lost {
-            tracing::warn!(slot = self.slot, "the source gave the slot up; making it anew");
-            replication::drop_slot(client, &self.slot).await?;
+            tracing::warn!(slot, "the source gave the slot up; making it anew");
+            replication::drop_slot(client, slot).await?;
         }
-        if replication::create_slot(client, &self.slot).await? {
-            tracing::info!(slot = self.slot, received = %self.target.received(), "created the slot");
+        if replication::create_slot(client, slot).await? {
+            tracing::info!(slot, received = %self.target.received(), "created the slot");
         }
         Ok(())
     }
@@ -389,12 +393,12 @@ impl Receiver {
     async fn start(&self, client: &mut Client, start: Lsn, tli: Tli) -> Result<(), FollowError> {
         let mut attempt = 0;
         loop {
-            match replication::start(client, Some(&self.slot), start, tli).await {
+            match replication::start(client, self.slot.as_deref(), start, tli).await {
                 Ok(()) => return Ok(()),
                 Err(error) if error.is_sqlstate("55006") && attempt < SLOT_ATTEMPTS => {
                     attempt += 1;
                     client.rows_until_ready().await?;
-                    tracing::info!(slot = self.slot, "the slot is in use; ending its walsender");
+                    tracing::info!(slot = ?self.slot, "the slot is in use; ending its walsender");
                     self.end_walsender().await?;
                     tokio::time::sleep(Duration::from_millis(100) * attempt).await;
                 }
@@ -404,7 +408,10 @@ impl Receiver {
     }
 
     async fn end_walsender(&self) -> Result<(), ClientError> {
-        slot_field(&self.source, &self.slot, "pg_terminate_backend(active_pid)").await.map(drop)
+        match &self.slot {
+            Some(slot) => slot_field(&self.source, slot, "pg_terminate_backend(active_pid)").await.map(drop),
+            None => Ok(()),
+        }
     }
 
     async fn stream(
