@@ -7,7 +7,9 @@ use std::time::Duration;
 use k8s_openapi::jiff::Timestamp;
 use model::{ShardIndex, TenantId, TenantShardId};
 
-use crate::api::tenant::{PoolRef, ShardStatus, Tenant, TenantSpec};
+use crate::api::tenant::{
+    Activity, Config, Placement, PoolRef, ShardStatus, Sharding, Tenant, TenantRetention, TenantSpec,
+};
 use crate::pool::view::{Contact, OpenPool, Pageserver, Report, ReportedShard, ShardState, Storage};
 use crate::tenant::decide::FINALIZER;
 
@@ -84,12 +86,12 @@ pub fn fresh_tenant() -> Tenant {
     let spec = TenantSpec {
         pool_ref: PoolRef { namespace: None, name: "main".into() },
         tenant_id: None,
-        sharding: Default::default(),
-        activity: Default::default(),
+        sharding: Sharding::default(),
+        activity: Activity::default(),
         standbys: 0,
-        placement: Default::default(),
-        config: Default::default(),
-        retention: Default::default(),
+        placement: Placement::default(),
+        config: Config::default(),
+        retention: TenantRetention::default(),
     };
     let mut tenant = Tenant::new("acme", spec);
     tenant.metadata.namespace = Some("team".into());

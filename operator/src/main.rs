@@ -16,7 +16,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Verb {
     /// Reconcile pools, tenants and timelines until told to end.
-    Run(#[command(flatten)] run::Settings),
+    Run(#[command(flatten)] Box<run::Settings>),
     /// Print the definitions of the custom resources as YAML.
     Crd,
 }

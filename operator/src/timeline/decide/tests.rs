@@ -15,7 +15,8 @@ const PARENT: TimelineId = TimelineId([0xcd; 16]);
 /// A timeline that has its finalizer and its id.
 fn timeline(spec: serde_json::Value) -> Timeline {
     let mut merged = json!({"tenantRef": {"name": "acme"}});
-    merged.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+    let serde_json::Value::Object(fields) = spec else { panic!("{spec} is no object") };
+    merged.as_object_mut().unwrap().extend(fields);
     let mut timeline = Timeline::new("main", serde_json::from_value(merged).unwrap());
     timeline.metadata.namespace = Some("team".into());
     timeline.metadata.finalizers = Some(vec![FINALIZER.into()]);
@@ -213,7 +214,8 @@ fn what_became_of_the_source_is_a_condition_with_a_remedy() {
 
 fn branch(place: serde_json::Value) -> Scene {
     let mut ancestor = json!({"timelineRef": {"name": "parent"}});
-    ancestor.as_object_mut().unwrap().extend(place.as_object().unwrap().clone());
+    let serde_json::Value::Object(fields) = place else { panic!("{place} is no object") };
+    ancestor.as_object_mut().unwrap().extend(fields);
     let mut scene = Scene::of(json!({"ancestor": ancestor}));
     let mut parent = timeline(json!({}));
     parent.metadata.name = Some("parent".into());
