@@ -63,7 +63,7 @@ spec:
             cluster: cluster.clone(),
             namespace: namespace.into(),
             address: format!("{tenant}.{namespace}.svc.cluster.local:6400"),
-            token: Some(token::of_tenant(&tenant_id)?),
+            token: Some(token::of_tenant(&tenant_id)),
             tenant: tenant_id,
             timeline: id(format!("timeline/{timeline}"), ".status.timelineID")?,
         })

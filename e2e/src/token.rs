@@ -1,32 +1,20 @@
 //! Tokens of clients: JWTs that pageservers know by the public key in a Secret.
 
-use anyhow::{Context, Result};
-use base64::Engine as _;
-use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
-use ring::signature::{Ed25519KeyPair, KeyPair as _};
+use testkit::token::Signer;
 
-/// What stands before the 32 bytes of an Ed25519 key in its `SubjectPublicKeyInfo` (RFC 8410 §4).
-const SPKI_HEAD: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
-
-/// The key of all stories: they share one pool, and each is a process of its own.
-fn pair() -> Result<Ed25519KeyPair> {
-    Ed25519KeyPair::from_seed_unchecked(&[42; 32]).ok().context("any 32 bytes are a seed")
+/// Of all stories: they share one pool, and each is a process of its own.
+fn signer() -> Signer {
+    Signer::new(42)
 }
 
 /// The public key, as pageservers read it.
-pub fn public_key() -> Result<String> {
-    let key = [&SPKI_HEAD[..], pair()?.public_key().as_ref()].concat();
-    Ok(format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", BASE64_STANDARD.encode(key)))
+pub fn public_key() -> String {
+    signer().public_key()
 }
 
 /// A token that opens one tenant.
-pub fn of_tenant(id: &str) -> Result<String> {
-    let part = |json: &serde_json::Value| BASE64_URL_SAFE_NO_PAD.encode(json.to_string());
-    let header = serde_json::json!({"alg": "EdDSA", "typ": "JWT"});
-    let claims = serde_json::json!({"scope": "tenant", "tenant_id": id});
-    let signed = format!("{}.{}", part(&header), part(&claims));
-    let signature = BASE64_URL_SAFE_NO_PAD.encode(pair()?.sign(signed.as_bytes()));
-    Ok(format!("{signed}.{signature}"))
+pub fn of_tenant(id: &str) -> String {
+    signer().of_tenant(id)
 }
 
 #[cfg(test)]
@@ -35,9 +23,9 @@ mod tests {
 
     #[test]
     fn a_token_has_three_parts_that_need_no_quoting() {
-        let token = of_tenant("6f1c5c7b2e9d4f5f8a3f1f2c9f1d4e77").unwrap();
+        let token = of_tenant("6f1c5c7b2e9d4f5f8a3f1f2c9f1d4e77");
         assert_eq!(token.split('.').count(), 3);
         assert!(token.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte)), "{token}");
-        assert!(public_key().unwrap().lines().nth(1).unwrap().starts_with("MCowBQYDK2VwAyEA"));
+        assert!(public_key().lines().nth(1).unwrap().starts_with("MCowBQYDK2VwAyEA"));
     }
 }

@@ -58,7 +58,7 @@ fn rows_deleted_by_accident_are_in_a_postgres_started_from_a_branch_at_a_time_be
     // Where clients need a token, the init container finds it in this Secret.
     cluster.apply(&format!(
         "{{apiVersion: v1, kind: Secret, metadata: {{name: acme-token, namespace: {TEAM}}}, stringData: {{token: {}}}}}",
-        token::of_tenant(&tenant)?
+        token::of_tenant(&tenant)
     ))?;
     let nobody = "\"00000000000000000000000000000000\"";
     let pod = images.put_into(&platform::example("restore-into-a-pod.yaml")?).replace("team-acme", TEAM);

@@ -223,36 +223,16 @@ fn read_key(file: &Path) -> Result<Key, KeysError> {
 
 #[cfg(test)]
 mod tests {
-    use base64::prelude::BASE64_STANDARD;
-    use ring::signature::{Ed25519KeyPair, KeyPair as _};
+    use testkit::token::Signer;
 
     use super::*;
 
     const TENANT: &str = "00112233445566778899aabbccddeeff";
 
-    fn pair(seed: u8) -> Ed25519KeyPair {
-        Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).unwrap()
-    }
-
-    fn pem(pair: &Ed25519KeyPair) -> String {
-        let der = [&SPKI_HEAD[..], pair.public_key().as_ref()].concat();
-        format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", BASE64_STANDARD.encode(der))
-    }
-
-    fn token(pair: &Ed25519KeyPair, header: &str, claims: &str) -> String {
-        let signed = [header, claims].map(|part| BASE64_URL_SAFE_NO_PAD.encode(part)).join(".");
-        let signature = BASE64_URL_SAFE_NO_PAD.encode(pair.sign(signed.as_bytes()));
-        format!("{signed}.{signature}")
-    }
-
-    fn eddsa(pair: &Ed25519KeyPair, claims: &str) -> String {
-        token(pair, r#"{"alg":"EdDSA","typ":"JWT"}"#, claims)
-    }
-
-    fn keys(pairs: &[&Ed25519KeyPair]) -> Keys {
+    fn keys(signers: &[&Signer]) -> Keys {
         let home = tempfile::tempdir().unwrap();
-        for (number, pair) in pairs.iter().enumerate() {
-            std::fs::write(home.path().join(format!("key-{number}.pem")), pem(pair)).unwrap();
+        for (number, signer) in signers.iter().enumerate() {
+            std::fs::write(home.path().join(format!("key-{number}.pem")), signer.public_key()).unwrap();
         }
         std::fs::create_dir(home.path().join("..data")).unwrap();
         Keys::read(home.path()).unwrap()
@@ -260,13 +240,13 @@ mod tests {
 
     #[test]
     fn a_token_of_any_key_opens_what_its_scope_says() {
-        let (old, new) = (pair(1), pair(2));
+        let (old, new) = (Signer::new(1), Signer::new(2));
         let keys = keys(&[&old, &new]);
         let tenant: TenantId = TENANT.parse().unwrap();
         for signer in [&old, &new] {
             let claims = format!(r#"{{"scope":"tenant","tenant_id":"{TENANT}","endpoint_id":""}}"#);
-            assert_eq!(keys.verify(&eddsa(signer, &claims)), Ok(Access::Tenant(tenant)));
-            assert_eq!(keys.verify(&eddsa(signer, r#"{"scope":"pageserverapi"}"#)), Ok(Access::Everything));
+            assert_eq!(keys.verify(&signer.token(&claims)), Ok(Access::Tenant(tenant)));
+            assert_eq!(keys.verify(&signer.token(r#"{"scope":"pageserverapi"}"#)), Ok(Access::Everything));
         }
         assert!(Access::Tenant(tenant).opens(tenant) && Access::Everything.opens(tenant));
         assert!(!Access::Tenant(tenant).opens(TenantId([7; 16])));
@@ -274,19 +254,19 @@ mod tests {
 
     #[test]
     fn whatever_is_wrong_with_a_token_it_opens_nothing() {
-        let (known, stranger) = (pair(1), pair(3));
+        let (known, stranger) = (Signer::new(1), Signer::new(3));
         let keys = keys(&[&known]);
         let good = r#"{"scope":"pageserverapi"}"#;
         let cases = [
-            (eddsa(&stranger, good), TokenError::Signature),
-            (token(&known, r#"{"alg":"none"}"#, good), TokenError::Algorithm("none".into())),
-            (token(&known, r#"{"alg":"HS256"}"#, good), TokenError::Algorithm("HS256".into())),
-            (eddsa(&known, r#"{"scope":"admin"}"#), TokenError::Scope("admin".into())),
-            (eddsa(&known, r#"{"scope":"tenant"}"#), TokenError::NoTenant),
-            (eddsa(&known, r#"{"scope":"tenant","tenant_id":"acme"}"#), TokenError::NoTenant),
-            (eddsa(&known, r#"{"scope":"pageserverapi","exp":1000}"#), TokenError::Time),
-            (eddsa(&known, r#"{"scope":"pageserverapi","nbf":99999999999}"#), TokenError::Time),
-            (eddsa(&known, "{}"), TokenError::Malformed),
+            (stranger.token(good), TokenError::Signature),
+            (known.signed(r#"{"alg":"none"}"#, good), TokenError::Algorithm("none".into())),
+            (known.signed(r#"{"alg":"HS256"}"#, good), TokenError::Algorithm("HS256".into())),
+            (known.token(r#"{"scope":"admin"}"#), TokenError::Scope("admin".into())),
+            (known.token(r#"{"scope":"tenant"}"#), TokenError::NoTenant),
+            (known.token(r#"{"scope":"tenant","tenant_id":"acme"}"#), TokenError::NoTenant),
+            (known.token(r#"{"scope":"pageserverapi","exp":1000}"#), TokenError::Time),
+            (known.token(r#"{"scope":"pageserverapi","nbf":99999999999}"#), TokenError::Time),
+            (known.token("{}"), TokenError::Malformed),
             (String::new(), TokenError::Malformed),
             ("a.b".into(), TokenError::Malformed),
             ("x".repeat(LONGEST_TOKEN + 1), TokenError::Malformed),
@@ -295,7 +275,7 @@ mod tests {
             assert_eq!(keys.verify(&token), Err(expected), "{token}");
         }
         // Every bit counts.
-        let whole = eddsa(&known, good);
+        let whole = known.token(good);
         for at in 0..whole.len() {
             let mut changed = whole.clone().into_bytes();
             changed[at] ^= 1;
@@ -307,9 +287,9 @@ mod tests {
 
     #[test]
     fn a_token_is_good_until_it_expires() {
-        let known = pair(1);
+        let known = Signer::new(1);
         let keys = keys(&[&known]);
-        let token = eddsa(&known, r#"{"scope":"pageserverapi","nbf":1000,"exp":2000}"#);
+        let token = known.token(r#"{"scope":"pageserverapi","nbf":1000,"exp":2000}"#);
         let at = |seconds| keys.verify_at(&token, UNIX_EPOCH + Duration::from_secs(seconds)).is_ok();
         assert!(!at(939) && at(940) && at(2060) && !at(2061));
     }
@@ -328,18 +308,18 @@ mod tests {
         const EVERY: Duration = Duration::from_millis(5);
         let home = tempfile::tempdir().unwrap();
         let file = home.path().join("key");
-        let (old, new) = (pair(1), pair(2));
-        std::fs::write(&file, pem(&old)).unwrap();
+        let (old, new) = (Signer::new(1), Signer::new(2));
+        std::fs::write(&file, old.public_key()).unwrap();
         let keys = Keys::read(home.path()).unwrap();
         let stop = CancellationToken::new();
         let keeper = tokio::spawn(keys.clone().keep(EVERY, stop.clone()));
         let good = r#"{"scope":"pageserverapi"}"#;
         std::fs::write(&file, "half").unwrap();
         tokio::time::sleep(EVERY * 20).await;
-        assert!(keys.verify(&eddsa(&old, good)).is_ok());
-        std::fs::write(&file, pem(&new)).unwrap();
+        assert!(keys.verify(&old.token(good)).is_ok());
+        std::fs::write(&file, new.public_key()).unwrap();
         tokio::time::sleep(EVERY * 20).await;
-        assert!(keys.verify(&eddsa(&old, good)).is_err() && keys.verify(&eddsa(&new, good)).is_ok());
+        assert!(keys.verify(&old.token(good)).is_err() && keys.verify(&new.token(good)).is_ok());
         stop.cancel();
         let _ = keeper.await;
     }

@@ -286,26 +286,15 @@ impl tonic::transport::server::Connected for Accepted {
 
 #[cfg(test)]
 mod tests {
-    use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
     use rustls::ClientConfig;
+    use testkit::certificate::Issuer;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio_rustls::TlsConnector;
 
     use super::*;
 
-    type Issuer = CertifiedIssuer<'static, KeyPair>;
-
     fn issuer() -> Issuer {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
-    }
-
-    /// Certificate and key of a name, in PEM form.
-    fn issued(issuer: &Issuer, name: &str) -> (String, String) {
-        let key = KeyPair::generate().unwrap();
-        let certificate = CertificateParams::new(vec![name.into()]).unwrap().signed_by(&key, issuer).unwrap();
-        (certificate.pem(), key.serialize_pem())
+        Issuer::new("who vouches in tests").unwrap()
     }
 
     struct Home {
@@ -329,7 +318,7 @@ mod tests {
         }
 
         fn issue(&self, issuer: &Issuer, name: &str) {
-            let (certificate, key) = issued(issuer, name);
+            let (certificate, key) = issuer.issue(name).unwrap();
             std::fs::write(self.folder.path().join("tls.crt"), certificate).unwrap();
             std::fs::write(self.folder.path().join("tls.key"), key).unwrap();
         }
@@ -362,7 +351,7 @@ mod tests {
         own: Option<(String, String)>,
     ) -> io::Result<[u8; 4]> {
         let mut store = RootCertStore::empty();
-        store.add(roots.der().clone()).unwrap();
+        store.add(CertificateDer::from_pem_slice(roots.pem().as_bytes()).unwrap()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder =
             ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
@@ -390,9 +379,11 @@ mod tests {
         let (issuer, stranger) = (issuer(), issuer());
         let home = Home::new(&issuer, Some(&issuer));
         let address = echo(Tls::read(home.files.clone()).unwrap(), Some("operator.test")).await;
-        let operator = issued(&issuer, "operator.test");
+        let operator = issuer.issue("operator.test").unwrap();
         assert_eq!(ask(address, &issuer, "server.test", Some(operator)).await.unwrap(), *b"ping");
-        for own in [None, Some(issued(&issuer, "other.test")), Some(issued(&stranger, "operator.test"))] {
+        for own in
+            [None, Some(issuer.issue("other.test").unwrap()), Some(stranger.issue("operator.test").unwrap())]
+        {
             assert!(ask(address, &issuer, "server.test", own).await.is_err());
         }
     }
@@ -433,7 +424,7 @@ mod tests {
         let home = Home::new(&issuer, None);
         let absent = TlsFiles { key: home.folder.path().join("absent"), ..home.files.clone() };
         assert!(matches!(Tls::read(absent).map(|_| ()), Err(TlsError::File { .. })));
-        std::fs::write(&home.files.key, issued(&issuer, "server.test").1).unwrap();
+        std::fs::write(&home.files.key, issuer.issue("server.test").unwrap().1).unwrap();
         assert!(matches!(Tls::read(home.files.clone()).map(|_| ()), Err(TlsError::Config(_))));
     }
 }

@@ -8,6 +8,7 @@
 //! [`pageserver`], [`page_client`], [`cluster_files`], [`page_compare`], [`oracle`], [`kubernetes`].
 
 pub mod account;
+pub mod certificate;
 pub mod cluster_files;
 pub mod fault_proxy;
 pub mod kubernetes;
@@ -19,6 +20,7 @@ pub mod pageserver;
 pub mod port;
 pub mod postgres;
 pub mod process;
+pub mod token;
 pub mod versitygw;
 pub mod workload;
 

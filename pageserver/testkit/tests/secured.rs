@@ -1,74 +1,17 @@
 //! Who is let in: tokens on libpq and HTTP, and TLS, with Postgres' own client.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use base64::Engine as _;
-use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use http_body_util::{BodyExt as _, Empty};
 use hyper::{Method, StatusCode};
 use model::{TenantId, TimelineId};
-use rcgen::{CertificateParams, CertifiedIssuer, KeyPair};
-use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use testkit::account::{self, command_as};
+use testkit::certificate::Issuer;
 use testkit::postgres::Installation;
+use testkit::token::Signer;
 use testkit::{BucketAt, Pageserver, Postgres, PostgresConfig};
-
-/// Who signs tokens.
-struct Signer(Ed25519KeyPair);
-
-impl Signer {
-    fn new(seed: u8) -> Signer {
-        Signer(Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).expect("any 32 bytes are a seed"))
-    }
-
-    /// RFC 8410: an algorithm's name, then the key.
-    fn write_public_key(&self, file: &Path) -> Result<()> {
-        let head = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
-        let der = BASE64_STANDARD.encode([&head[..], self.0.public_key().as_ref()].concat());
-        Ok(std::fs::write(file, format!("-----BEGIN PUBLIC KEY-----\n{der}\n-----END PUBLIC KEY-----\n"))?)
-    }
-
-    fn token(&self, claims: &str) -> String {
-        let encode = |bytes: &[u8]| BASE64_URL_SAFE_NO_PAD.encode(bytes);
-        let signed = format!("{}.{}", encode(br#"{"alg":"EdDSA","typ":"JWT"}"#), encode(claims.as_bytes()));
-        let signature = encode(self.0.sign(signed.as_bytes()).as_ref());
-        format!("{signed}.{signature}")
-    }
-
-    fn of_tenant(&self, tenant: TenantId) -> String {
-        self.token(&format!(r#"{{"scope":"tenant","tenant_id":"{tenant}"}}"#))
-    }
-}
-
-/// Who vouches for certificates.
-struct Issuer(CertifiedIssuer<'static, KeyPair>);
-
-impl Issuer {
-    fn new(name: &str) -> Result<Issuer> {
-        let mut params = CertificateParams::new(Vec::new())?;
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
-        params.distinguished_name = rcgen::DistinguishedName::new();
-        params.distinguished_name.push(rcgen::DnType::CommonName, name);
-        Ok(Issuer(CertifiedIssuer::self_signed(params, KeyPair::generate()?)?))
-    }
-
-    fn pem(&self) -> String {
-        self.0.pem()
-    }
-
-    /// Certificate and key of a name, in PEM form.
-    fn issue(&self, name: &str) -> Result<(String, String)> {
-        let key = KeyPair::generate()?;
-        let mut params = CertificateParams::new(vec![name.to_owned()])?;
-        params.distinguished_name = rcgen::DistinguishedName::new();
-        params.distinguished_name.push(rcgen::DnType::CommonName, name);
-        Ok((params.signed_by(&key, &self.0)?.pem(), key.serialize_pem()))
-    }
-}
 
 /// Asks with psql; its output, or what it complains of.
 async fn psql(conninfo: &str, token: &str, command: &str) -> Result<String> {
@@ -105,7 +48,7 @@ async fn a_token_of_one_tenant_never_opens_anothers() {
 async fn tokens() -> Result<()> {
     let (bucket, keys) = (tempfile::tempdir()?, tempfile::tempdir()?);
     let (signer, stranger) = (Signer::new(1), Signer::new(2));
-    signer.write_public_key(&keys.path().join("public.pem"))?;
+    std::fs::write(keys.path().join("public.pem"), signer.public_key())?;
     let settings = [("jwt_public_key_dir", keys.path().to_str().context("UTF-8")?)];
     let server = Pageserver::start(BucketAt::Directory(bucket.path().to_owned()), &settings).await?;
     let (own, other) = (TenantId(rand::random()), TenantId(rand::random()));
@@ -175,7 +118,7 @@ async fn tls() -> Result<()> {
     std::fs::write(at("tls.crt"), certificate)?;
     std::fs::write(at("tls.key"), key)?;
     let signer = Signer::new(1);
-    signer.write_public_key(&home.path().join("public.pem"))?;
+    std::fs::write(at("public.pem"), signer.public_key())?;
     let (cert, key, jwt) = (at("tls.crt"), at("tls.key"), at("public.pem"));
     let settings = [("tls_cert_file", cert.as_str()), ("tls_key_file", &key), ("jwt_public_key_dir", &jwt)];
     let server = Pageserver::launched(BucketAt::Directory(bucket.path().to_owned()), &settings)?;
