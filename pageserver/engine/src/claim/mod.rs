@@ -11,6 +11,8 @@
 mod clean;
 mod list;
 mod take;
+#[cfg(test)]
+mod testing;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -156,29 +158,9 @@ impl Claim {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-
+    use super::testing::{faulty, path, put, tenant};
     use super::*;
-    use crate::bucket::MemoryBucket;
-    use crate::bucket::faulty::{Fault, FaultyBucket, Operation, held};
-    use crate::ports::{Body, PutIf};
-
-    fn tenant() -> TenantShardId {
-        "00112233445566778899aabbccddeeff".parse().unwrap()
-    }
-
-    fn faulty() -> (Arc<FaultyBucket>, Arc<dyn Bucket>) {
-        let bucket = FaultyBucket::new(Arc::new(MemoryBucket::default()));
-        (bucket.clone(), bucket)
-    }
-
-    fn path(generation: u32) -> String {
-        ObjectPath::Claim { tenant: tenant(), generation: Generation(generation) }.to_string()
-    }
-
-    async fn put(bucket: &dyn Bucket, path: &str) {
-        bucket.put(path, Body::Bytes(Bytes::from_static(b"{}")), PutIf::Absent).await.unwrap();
-    }
+    use crate::bucket::faulty::{Fault, Operation, held};
 
     #[tokio::test]
     async fn each_owner_has_the_next_generation_and_supersedes_the_one_before() {

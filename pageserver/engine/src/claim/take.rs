@@ -227,26 +227,10 @@ pub async fn claimed_by(
 #[cfg(test)]
 mod tests {
     use super::super::ValidateError;
+    use super::super::testing::{faulty, path, put, tenant};
     use super::*;
     use crate::bucket::MemoryBucket;
-    use crate::bucket::faulty::{Fault, FaultyBucket, Operation, held};
-
-    fn tenant() -> TenantShardId {
-        "00112233445566778899aabbccddeeff".parse().unwrap()
-    }
-
-    fn faulty() -> (Arc<FaultyBucket>, Arc<dyn Bucket>) {
-        let bucket = FaultyBucket::new(Arc::new(MemoryBucket::default()));
-        (bucket.clone(), bucket)
-    }
-
-    fn path(generation: u32) -> String {
-        ObjectPath::Claim { tenant: tenant(), generation: Generation(generation) }.to_string()
-    }
-
-    async fn put(bucket: &dyn Bucket, path: &str) {
-        bucket.put(path, Body::Bytes(Bytes::from_static(b"{}")), PutIf::Absent).await.unwrap();
-    }
+    use crate::bucket::faulty::{Fault, Operation, held};
 
     #[tokio::test]
     async fn a_claim_whose_answer_was_lost_is_recognised_as_our_own() {
