@@ -64,6 +64,14 @@ pub struct TenantSpec {
     pub retention: TenantRetention,
 }
 
+impl Tenant {
+    /// Where its pool is: its own namespace, unless it says otherwise.
+    pub fn pool_namespace(&self) -> &str {
+        let named = self.spec.pool_ref.namespace.as_deref();
+        named.or(self.metadata.namespace.as_deref()).unwrap_or_default()
+    }
+}
+
 /// Names a pool.
 #[derive(Deserialize, Serialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]

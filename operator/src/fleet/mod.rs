@@ -140,12 +140,11 @@ impl Fleet {
 
     /// The pool that a tenant names, as it is for tenants of that namespace. `None` before the first survey saw it.
     pub fn pool_of(&self, tenant: &Tenant) -> Option<PoolView> {
-        let own = tenant.namespace().unwrap_or_default();
-        let namespace = tenant.spec.pool_ref.namespace.as_deref().unwrap_or(&own);
+        let namespace = tenant.pool_namespace();
         let Some(pool) = self.inner.cluster.pools.get(namespace, &tenant.spec.pool_ref.name) else {
             return Some(PoolView::Missing);
         };
-        if !self.allows(&pool, &own) {
+        if !self.allows(&pool, &tenant.namespace().unwrap_or_default()) {
             return Some(PoolView::NotAllowed);
         }
         self.pool(&(namespace.into(), pool.name_any()))
@@ -217,8 +216,7 @@ impl Fleet {
     fn placed(&self) -> HashMap<(PoolKey, String), u32> {
         let mut placed = HashMap::new();
         for tenant in self.inner.cluster.tenants.all() {
-            let namespace = tenant.spec.pool_ref.namespace.clone().or(tenant.namespace()).unwrap_or_default();
-            let key = (namespace, tenant.spec.pool_ref.name.clone());
+            let key = (tenant.pool_namespace().to_owned(), tenant.spec.pool_ref.name.clone());
             for shard in tenant.status.iter().flat_map(|status| &status.shards) {
                 let target = shard.target.as_ref().map(|target| &target.pod);
                 if let Some(pod) = target.or(shard.attached.as_ref().map(|place| &place.pod)) {
@@ -311,10 +309,8 @@ enum Difference {
 
 impl Difference {
     fn concerns(&self, tenant: &Tenant, pool: &PoolKey) -> bool {
-        let own = tenant.metadata.namespace.as_deref();
-        let namespace = tenant.spec.pool_ref.namespace.as_deref().or(own);
-        let in_pool = (namespace, tenant.spec.pool_ref.name.as_str()) == (Some(&pool.0), &pool.1);
-        in_pool
+        let named = (tenant.pool_namespace(), tenant.spec.pool_ref.name.as_str());
+        named == (&pool.0, &pool.1)
             && match self {
                 Difference::All => true,
                 Difference::Tenants(ids) => {

@@ -253,10 +253,7 @@ fn pass(tenant: &Tenant, observed: Observed<'_>, deleting: bool) -> Decision {
 }
 
 fn closed_pool(tenant: &Tenant, pool: &PoolView) -> Stuck {
-    let pool_ref = &tenant.spec.pool_ref;
-    let namespace =
-        pool_ref.namespace.as_deref().or(tenant.metadata.namespace.as_deref()).unwrap_or_default();
-    let name = format!("{namespace}/{}", pool_ref.name);
+    let name = format!("{}/{}", tenant.pool_namespace(), tenant.spec.pool_ref.name);
     match pool {
         PoolView::NotAllowed => Stuck {
             reason: "NotAllowed",

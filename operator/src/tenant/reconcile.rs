@@ -26,6 +26,8 @@ pub type Remembered = BTreeMap<ShardIndex, Answers>;
 
 /// How soon a pass follows one that could not see enough, or whose write was refused.
 const SOON: Duration = Duration::from_secs(1);
+/// What was answered is looked at after so long.
+const AFTER_CALLS: Duration = Duration::from_millis(100);
 
 /// One pass over a tenant.
 pub async fn reconcile(tenant: Arc<Tenant>, context: Arc<Context>) -> Result<Requeue, ReconcileError> {
@@ -60,9 +62,8 @@ async fn assert_routes(context: &Context, tenant: &Tenant, pool: &PoolView) -> R
     else {
         return Ok(());
     };
-    let own = tenant.namespace().unwrap_or_default();
-    let namespace = tenant.spec.pool_ref.namespace.as_deref().unwrap_or(&own);
-    let Some(resource) = context.cluster.pools.get(namespace, &tenant.spec.pool_ref.name) else {
+    let Some(resource) = context.cluster.pools.get(tenant.pool_namespace(), &tenant.spec.pool_ref.name)
+    else {
         return Ok(());
     };
     match routing::build(tenant, &resource.spec, open) {
@@ -155,8 +156,7 @@ async fn make(context: &Context, tenant: &Tenant, pool: &PoolView, made: &[Call]
     if let Some(pause) = context.tenants.pause(&uid, &which, Instant::now()) {
         return pause;
     }
-    let own = tenant.namespace().unwrap_or_default();
-    let namespace = tenant.spec.pool_ref.namespace.as_deref().unwrap_or(&own);
+    let namespace = tenant.pool_namespace();
     let answered =
         join_all(made.iter().map(|call| calls::make(context, tenant, namespace, &open.uid, call))).await;
     let mut failure: Option<&CallError> = None;
@@ -173,7 +173,7 @@ async fn make(context: &Context, tenant: &Tenant, pool: &PoolView, made: &[Call]
     }
     // What was learnt may change what is to be done: that is decided at once, and the same calls wait.
     context.tenants.failed(&uid, &which, false, Instant::now());
-    Duration::from_millis(100)
+    AFTER_CALLS
 }
 
 async fn tell(context: &Context, tenant: &Tenant, news: &News) {

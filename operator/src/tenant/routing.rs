@@ -105,7 +105,7 @@ fn slice(tenant: &Tenant, spec: &PageserverPoolSpec, pool: &OpenPool) -> Endpoin
                 target_ref: Some(ObjectReference {
                     kind: Some("Pod".into()),
                     name: Some(pageserver.pod.clone()),
-                    namespace: tenant.spec.pool_ref.namespace.clone().or(tenant.namespace()),
+                    namespace: Some(tenant.pool_namespace().into()),
                     uid: Some(pageserver.pod_uid.clone()),
                     ..ObjectReference::default()
                 }),

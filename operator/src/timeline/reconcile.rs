@@ -19,6 +19,8 @@ use crate::pool::view::PoolView;
 
 /// How soon a pass follows one that could not see enough, or whose calls went well.
 const SOON: Duration = Duration::from_secs(1);
+/// What was answered is looked at after so long.
+const AFTER_CALLS: Duration = Duration::from_millis(100);
 
 /// One pass over a timeline.
 pub async fn reconcile(timeline: Arc<Timeline>, context: Arc<Context>) -> Result<Requeue, ReconcileError> {
@@ -157,9 +159,9 @@ async fn make(context: &Context, timeline: &Timeline, tenant: Option<&Tenant>, m
     if let Some(pause) = context.timelines.pause(&uid, &which, Instant::now()) {
         return pause;
     }
-    let own = timeline.namespace().unwrap_or_default();
-    let namespace = tenant.and_then(|tenant| tenant.spec.pool_ref.namespace.clone()).unwrap_or(own);
-    let answered = join_all(made.iter().map(|call| calls::make(context, &namespace, call))).await;
+    let own = timeline.metadata.namespace.as_deref().unwrap_or_default();
+    let namespace = tenant.map_or(own, Tenant::pool_namespace);
+    let answered = join_all(made.iter().map(|call| calls::make(context, namespace, call))).await;
     let mut failure = None;
     for (call, answered) in made.iter().zip(&answered) {
         context.timelines.learn(&uid, |answers| calls::remember(answers, call, answered));
@@ -175,13 +177,10 @@ async fn make(context: &Context, timeline: &Timeline, tenant: Option<&Tenant>, m
         }
     }
     match failure {
-        None => {
-            context.timelines.succeeded(&uid);
-            Duration::from_millis(100)
-        }
+        None => context.timelines.succeeded(&uid),
         Some(refusal) => {
             context.timelines.failed(&uid, &which, !refusal.is_transient(), Instant::now());
-            Duration::from_millis(100)
         }
     }
+    AFTER_CALLS
 }
