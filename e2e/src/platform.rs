@@ -85,7 +85,7 @@ pub fn install(cluster: &Cluster, images: &Images) -> Result<()> {
     cluster.apply(&format!(
         "{{apiVersion: v1, kind: Secret, metadata: {{name: sources, namespace: {POOL_NAMESPACE}}}, stringData: {{acme: {PASSWORD}}}}}"
     ))?;
-    let key = serde_json::Value::from(token::public_key()?);
+    let key = serde_json::Value::from(token::public_key());
     cluster.apply(&format!(
         "{{apiVersion: v1, kind: Secret, metadata: {{name: client-keys, namespace: {POOL_NAMESPACE}}}, stringData: {{stories.pem: {key}}}}}"
     ))?;
@@ -129,7 +129,7 @@ pub fn install(cluster: &Cluster, images: &Images) -> Result<()> {
         (POOL_NAMESPACE, "deployment/s3"),
         (POOL_NAMESPACE, "statefulset/main"),
     ] {
-        cluster.kubectl(&["--namespace", namespace, "rollout", "status", workload, "--timeout=180s"])?;
+        cluster.rolled_out(namespace, workload, Duration::from_mins(3))?;
     }
     cluster.wait(POOL_NAMESPACE, "pageserverpool/main", "Ready", Duration::from_mins(2))?;
     for (release, namespace) in [("palimpsest", OPERATOR_NAMESPACE), (POOL, POOL_NAMESPACE)] {

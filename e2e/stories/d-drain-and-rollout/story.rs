@@ -108,26 +108,12 @@ fn no_read_goes_wrong_while_a_node_is_drained_and_pageservers_are_restarted() ->
     drained?;
     ensure!(moved != pod, "the tenant is still at {pod}");
     story.fact(&format!("drained in {:.1} s; the tenant is at {moved}", since.elapsed().as_secs_f64()));
-    cluster.kubectl(&[
-        "--namespace",
-        POOL_NAMESPACE,
-        "rollout",
-        "status",
-        "statefulset/main",
-        "--timeout=300s",
-    ])?;
+    cluster.rolled_out(POOL_NAMESPACE, "statefulset/main", Duration::from_mins(5))?;
 
     story.step("All pageservers are restarted, one after the other");
     let since = Instant::now();
     cluster.kubectl(&["--namespace", POOL_NAMESPACE, "rollout", "restart", "statefulset/main"])?;
-    cluster.kubectl(&[
-        "--namespace",
-        POOL_NAMESPACE,
-        "rollout",
-        "status",
-        "statefulset/main",
-        "--timeout=900s",
-    ])?;
+    cluster.rolled_out(POOL_NAMESPACE, "statefulset/main", Duration::from_mins(15))?;
     story.fact(&format!("restarted in {:.1} s", since.elapsed().as_secs_f64()));
 
     story.step("All that was read in the meantime was right");

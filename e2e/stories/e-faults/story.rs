@@ -74,14 +74,7 @@ fn nothing_is_lost_when_the_operator_dies_its_lease_moves_or_the_bucket_is_away(
         last = placed(&cluster)?;
         story.fact(&format!("attached to {} in generation {}, after {}", last.1, last.0, before.0));
         ensure!(last.0 > before.0, "generation {} follows {}", last.0, before.0);
-        cluster.kubectl(&[
-            "--namespace",
-            POOL_NAMESPACE,
-            "rollout",
-            "status",
-            "statefulset/main",
-            "--timeout=180s",
-        ])?;
+        cluster.rolled_out(POOL_NAMESPACE, "statefulset/main", Duration::from_mins(3))?;
     }
 
     story.step("The bucket is away for a minute: nothing is moved, and work on the source goes on");
@@ -103,14 +96,7 @@ fn nothing_is_lost_when_the_operator_dies_its_lease_moves_or_the_bucket_is_away(
     let meanwhile = worked(&source)? - done;
     let after = placed(&cluster)?;
     scale("1")?;
-    cluster.kubectl(&[
-        "--namespace",
-        POOL_NAMESPACE,
-        "rollout",
-        "status",
-        "deployment/s3",
-        "--timeout=120s",
-    ])?;
+    cluster.rolled_out(POOL_NAMESPACE, "deployment/s3", Duration::from_mins(2))?;
     ensure!(after == before, "it was moved from {before:?} to {after:?}");
     ensure!(meanwhile > 0, "the source stood still");
     story.fact(&format!("{meanwhile} transactions meanwhile"));
