@@ -29,6 +29,7 @@ use super::board::{Board, timeline_status};
 use super::order::{Order, duration_of, lsn_of, meant_for, shard_of, timeline_of};
 use super::refusal::{invalid, not_now, of_attach, of_change, of_not_found, of_source, refused, superseded};
 use super::storage::StorageWatch;
+use crate::source::conninfo::quoted;
 use crate::source::followers::Followers;
 
 /// A watcher hears at least so often.
@@ -93,6 +94,21 @@ impl Control {
         }
     }
 
+    /// The same, where it may be written to.
+    async fn writable(&self, order: &Order) -> Result<Arc<Tenant>, Status> {
+        let tenant = self.attached(order).await?;
+        match tenant.mode() {
+            HoldMode::Single => Ok(tenant),
+            HoldMode::Multi | HoldMode::Stale => Err(of_change(ChangeError::Stale(order.shard))),
+        }
+    }
+
+    /// Whether this is the source that a timeline has.
+    async fn has_source(&self, tenant: &Tenant, timeline: TimelineId, dsn: &str) -> Result<bool, Status> {
+        let wanted = self.followers.stored_form(dsn).map_err(|error| of_source(error.into()))?;
+        Ok(tenant.source_of(timeline).await.is_some_and(|source| source.conninfo == wanted))
+    }
+
     /// Follows the sources of a tenant once it is open, unless it is let go before, or may not write.
     fn follow_when_open(&self, tenant: &Arc<Tenant>) {
         let (this, tenant) = (self.clone(), Arc::clone(tenant));
@@ -134,9 +150,7 @@ impl Control {
     ) -> Result<TimelineState, Status> {
         let dsn = dsn_of(primary)?;
         if let Some(state) = self.existing(tenant, new) {
-            let theirs = tenant.source_of(new).await.map(|source| source.conninfo);
-            let wanted = self.followers.stored_form(&dsn).map_err(|error| of_source(error.into()))?;
-            if theirs.as_deref() != Some(&wanted) {
+            if !self.has_source(tenant, new, &dsn).await? {
                 return Err(of_change(ChangeError::Conflict(new)));
             }
             // Nothing is acknowledged by an owner that was superseded.
@@ -160,7 +174,7 @@ fn dsn_of(primary: &Primary) -> Result<String, Status> {
     Ok(match primary.credentials_key.as_str() {
         "" => primary.conninfo.clone(),
         _ if is_uri => return Err(invalid("conninfo", "must have the key=value form where a key is named")),
-        key => format!("{} credentials='{}'", primary.conninfo, key.replace(['\\', '\''], "_")),
+        key => format!("{} credentials={}", primary.conninfo, quoted(key)),
     })
 }
 
@@ -260,14 +274,12 @@ impl Pageserver for Control {
         };
         let this = self.clone();
         let state = to_its_end(async move {
+            let before = this.tenants.tenant(order.shard.tenant).ok();
             // An older attachment that is here is replaced: nothing may feed it any more.
-            if let Ok(here) = this.tenants.tenant(order.shard.tenant)
-                && here.claim().generation() < order.generation
-            {
+            if before.as_ref().is_some_and(|before| before.claim().generation() < order.generation) {
                 this.followers.pause_tenant(order.shard.tenant).await;
             }
             let wanted = AttachAs { shard: order.shard, generation: order.generation, mode, by, config };
-            let before = this.tenants.tenant(order.shard.tenant).ok();
             let tenant = this.tenants.attach_as(wanted).await.map_err(of_attach)?;
             if before.is_none_or(|before| !Arc::ptr_eq(&before, &tenant)) {
                 this.follow_when_open(&tenant);
@@ -379,10 +391,7 @@ impl Pageserver for Control {
         let order = self.order(request.mutation)?;
         let timeline = timeline_of(&request.timeline_id)?;
         let origin = request.origin.ok_or_else(|| invalid("origin", "is missing"))?;
-        let tenant = self.attached(&order).await?;
-        if tenant.mode() != HoldMode::Single {
-            return Err(of_change(ChangeError::Stale(order.shard)));
-        }
+        let tenant = self.writable(&order).await?;
         let this = self.clone();
         let state = to_its_end(async move {
             match origin {
@@ -403,10 +412,7 @@ impl Pageserver for Control {
         let request = request.into_inner();
         let order = self.order(request.mutation)?;
         let timeline = timeline_of(&request.timeline_id)?;
-        let tenant = self.attached(&order).await?;
-        if tenant.mode() != HoldMode::Single {
-            return Err(of_change(ChangeError::Stale(order.shard)));
-        }
+        let tenant = self.writable(&order).await?;
         let open = tenant.timeline(timeline).map_err(|error| of_not_found(&error))?;
         let this = self.clone();
         let warning = to_its_end(async move {
@@ -414,9 +420,7 @@ impl Pageserver for Control {
                 return this.followers.forget_source(&open).await.map_err(of_change);
             };
             let dsn = dsn_of(&primary)?;
-            let wanted = this.followers.stored_form(&dsn).map_err(|error| of_source(error.into()))?;
-            let theirs = tenant.source_of(timeline).await.map(|source| source.conninfo);
-            if theirs.as_deref() == Some(&wanted) && this.followers.stage(timeline).is_some() {
+            if this.has_source(&tenant, timeline, &dsn).await? && this.followers.stage(timeline).is_some() {
                 return Ok(None);
             }
             this.followers.attach(&open, &dsn).await.map_err(of_source)?;
@@ -434,16 +438,13 @@ impl Pageserver for Control {
         let request = request.into_inner();
         let order = self.order(request.mutation.clone())?;
         let timeline = timeline_of(&request.timeline_id)?;
-        let tenant = self.attached(&order).await?;
         let paused = match request.state() {
             TimelineState::Active => false,
             TimelineState::Stopped => true,
             TimelineState::Archived => return Err(Status::unimplemented("timelines cannot be archived yet")),
             _ => return Err(invalid("state", "is neither active nor stopped nor archived")),
         };
-        if tenant.mode() != HoldMode::Single {
-            return Err(of_change(ChangeError::Stale(order.shard)));
-        }
+        let tenant = self.writable(&order).await?;
         let open = tenant.timeline(timeline).map_err(|error| of_not_found(&error))?;
         let followers = self.followers.clone();
         to_its_end(async move { followers.set_paused(&open, paused).await.map_err(of_change) }).await?;

@@ -30,8 +30,7 @@ use crate::metrics::{self, ProcessMetrics};
 use crate::source::followers::Followers;
 use crate::source::stored;
 use crate::supervisor::Supervisor;
-use crate::tls::Incoming;
-use crate::tls::Tls;
+use crate::tls::{Incoming, Tls};
 
 /// Most bytes of a request's body: all are small.
 const BODY_LIMIT: usize = 64 << 10;

@@ -324,10 +324,14 @@ fn passfile_entry(file: &str, wanted: [&str; 4]) -> Option<String> {
     })
 }
 
+/// A value as it stands in the key=value form.
+pub fn quoted(value: &str) -> String {
+    format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))
+}
+
 /// In keyword form and without the password: what may be stored and logged.
 impl fmt::Display for ConnInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let quoted = |value: &str| format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"));
         let list = |of: fn(&Place) -> String| self.places.iter().map(of).collect::<Vec<_>>().join(",");
         write!(f, "host={}", quoted(&list(|place| place.host.clone())))?;
         write!(f, " port={}", list(|place| place.port.to_string()))?;

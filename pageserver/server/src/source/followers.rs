@@ -139,10 +139,8 @@ impl Followers {
 
     /// Goes on with everything that was followed when the process last ended.
     pub async fn resume(&self) {
-        for info in self.inner.tenants.list() {
-            if let Ok(tenant) = self.inner.tenants.tenant(info.id.tenant) {
-                self.resume_tenant(&tenant).await;
-            }
+        for tenant in self.inner.tenants.attached() {
+            self.resume_tenant(&tenant).await;
         }
     }
 
