@@ -25,7 +25,6 @@ fn ask(kubeconfig: &str, method: &str, path: &str, body: Option<&str>) -> (u16, 
 }
 
 #[tokio::test]
-#[ignore = "needs programs that make charts builds"]
 async fn an_api_server_starts_obeys_roles_logs_requests_and_keeps_objects_over_a_crash() {
     let mut plane = ControlPlane::start().await.unwrap();
     let admin = plane.kubeconfig();
@@ -46,7 +45,6 @@ async fn an_api_server_starts_obeys_roles_logs_requests_and_keeps_objects_over_a
 }
 
 #[tokio::test]
-#[ignore = "needs programs that make charts builds"]
 async fn namespaces_are_emptied_once_the_controllers_run() {
     let mut plane = ControlPlane::start().await.unwrap();
     let admin = plane.kubeconfig();
