@@ -6,15 +6,16 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use futures::stream::select_all;
-use futures::{FutureExt as _, StreamExt as _};
+use futures::{FutureExt as _, Stream, StreamExt as _};
 use kube::api::Api;
 use kube::runtime::watcher::Event;
 use kube::runtime::{WatchStreamExt as _, reflector, watcher};
 use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
+use tokio::sync::watch::channel;
 
 use crate::error_story::story;
-use crate::seen::Seen;
+use crate::seen::{Seen, Shown};
 
 /// Which namespaces are watched.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,16 +64,16 @@ where
     K::DynamicType: Eq + Hash + Clone + Default,
 {
     let touched = Arc::new(touched);
-    let mut stores = Vec::new();
+    let mut all = Vec::new();
     let mut streams = Vec::new();
     for api in apis {
-        let (reader, writer) = reflector::store();
-        stores.push(reader);
         let stream = watcher(api, config.clone()).default_backoff().modify(move |object| {
             object.meta_mut().managed_fields = None;
             strip(object);
         });
-        streams.push(stream.reflect(writer).boxed());
+        let (shown, stream) = show(stream);
+        all.push(shown);
+        streams.push(stream.boxed());
     }
     let keep = select_all(streams).for_each(move |event| {
         match event {
@@ -84,5 +85,22 @@ where
         }
         std::future::ready(())
     });
-    Watch { seen: Seen::new(stores), keep: keep.boxed() }
+    Watch { seen: Seen::new(all), keep: keep.boxed() }
+}
+
+/// Stores what a watch brings, before whoever polls the stream sees it.
+pub fn show<K>(
+    events: impl Stream<Item = watcher::Result<Event<K>>>,
+) -> (Shown<K>, impl Stream<Item = watcher::Result<Event<K>>>)
+where
+    K: Resource<DynamicType = ()> + Clone,
+{
+    let (store, writer) = reflector::store();
+    let (listed, is_listed) = channel(false);
+    let events = events.reflect(writer).inspect(move |event| {
+        if matches!(event, Ok(Event::InitDone)) {
+            listed.send_replace(true);
+        }
+    });
+    (Shown { store, is_listed }, events)
 }

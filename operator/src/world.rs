@@ -14,8 +14,8 @@ use kube::api::Api;
 use kube::core::{NamespaceResourceScope, PartialObjectMeta};
 use kube::runtime::controller::{Action as Requeue, Config as ControllerConfig};
 use kube::runtime::events::{Recorder, Reporter};
-use kube::runtime::reflector::{ObjectRef, Store};
-use kube::runtime::{Controller, watcher};
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::{Controller, WatchStreamExt as _, watcher};
 use kube::{Client, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
@@ -31,7 +31,7 @@ use crate::metrics::Metrics;
 use crate::seen::{Seen, WatchEnded};
 use crate::supervisor::Supervisor;
 use crate::tenant::routing::{MANAGED_BY, MANAGER, RoutesSeen};
-use crate::watch::{Scope, Watch, watch};
+use crate::watch::{Scope, Watch, show, watch};
 use crate::{pool, tenant, timeline};
 
 /// So many resources of a kind are reconciled at once.
@@ -182,16 +182,17 @@ where
         + 'static,
 {
     fn new(scope: &Scope, client: &Client) -> Self {
-        let (mut controllers, mut stores, mut wake) = (Vec::new(), Vec::<Store<K>>::new(), Vec::new());
+        let (mut controllers, mut all, mut wake) = (Vec::new(), Vec::new(), Vec::new());
         let config = ControllerConfig::default().concurrency(CONCURRENCY).debounce(DEBOUNCE);
         for api in scope.apis::<K>(client) {
             let (sender, woken) = mpsc::unbounded();
-            let controller = Controller::new(api, watcher::Config::default()).with_config(config.clone());
-            stores.push(controller.store());
-            controllers.push(controller.reconcile_on(woken));
+            let (shown, events) = show(watcher(api, watcher::Config::default()));
+            let controller = Controller::for_stream(events.applied_objects(), shown.store.clone());
+            all.push(shown);
+            controllers.push(controller.with_config(config.clone()).reconcile_on(woken));
             wake.push(sender);
         }
-        Reconciled { controllers, seen: Seen::new(stores), wake }
+        Reconciled { controllers, seen: Seen::new(all), wake }
     }
 
     /// The controllers at work, until told to stop.
