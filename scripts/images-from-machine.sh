@@ -79,6 +79,7 @@ versitygw_image() {
     [ -x "$cache/versitygw/versitygw" ] || die "the S3 server is not here: run scripts/install-versitygw.sh"
     with_basics "$root"
     cp "$cache/versitygw/versitygw" "$root/usr/local/bin/"
+    with_libraries "$root" "$cache/versitygw/versitygw"
     oci_image "localhost/palimpsest/versitygw:${TAG:-dev}" "$out/versitygw.tar" "$root" '["/usr/local/bin/versitygw"]'
 }
 

@@ -98,7 +98,7 @@ node_images() { # ROOT DIRECTORY
         for applet in "$@"; do ln -sf busybox "$box/bin/$applet"; done
     }
     with_tables() { # ROOT: iptables and conntrack, in /usr/bin since the images' PATH has no sbin
-        local box=$1
+        local box=$1 name
         mkdir -p "$box"/{usr/bin,usr/lib/x86_64-linux-gnu,run}
         cp /usr/sbin/xtables-nft-multi /usr/sbin/conntrack "$box/usr/bin/"
         cp -r /usr/lib/x86_64-linux-gnu/xtables "$box/usr/lib/x86_64-linux-gnu/"
