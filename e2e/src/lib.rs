@@ -4,9 +4,12 @@
 //! A story is a test in a folder of `stories/`, with numbered steps. It does not know what kind of cluster it runs on: `KUBECONFIG` names it.
 //! `make e2e` makes one with kind where there is none.
 //!
-//! In reading order: [`tool`], [`cluster`], [`story`], [`token`], [`platform`], [`source`], [`reader`].
+//! In reading order: [`tool`], [`cluster`], [`story`], [`token`], [`platform`], [`source`], [`reader`], [`placed`],
+//! [`nodes`].
 
 pub mod cluster;
+pub mod nodes;
+pub mod placed;
 pub mod platform;
 pub mod reader;
 pub mod source;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use testkit::certificate::Issuer;
 
 use crate::cluster::Cluster;
 use crate::token;
@@ -14,6 +15,11 @@ pub const OPERATOR_NAMESPACE: &str = "palimpsest-system";
 pub const POOL_NAMESPACE: &str = "storage";
 /// The name of the pool.
 pub const POOL: &str = "main";
+
+/// Where a second pool is, over the same bucket: of the story in which two installations meet.
+pub const OTHER_NAMESPACE: &str = "storage-other";
+/// The name of the second pool.
+pub const OTHER_POOL: &str = "other";
 
 /// Password of the role `palimpsest` of every source: key `acme` of the Secret that the pool mounts.
 pub const PASSWORD: &str = "change-me-please";
@@ -40,6 +46,11 @@ impl Images {
     /// Name and tag.
     pub fn name(&self, image: &str) -> String {
         format!("{}:{}", self.repository(image), self.tag)
+    }
+
+    /// What a chart is told about its image.
+    fn of_chart(&self, image: &str) -> String {
+        format!("image.repository={},image.tag={}", self.repository(image), self.tag)
     }
 
     /// The examples name published images; stories run these instead, which are already on the nodes.
@@ -74,33 +85,10 @@ pub fn make_tenant(cluster: &Cluster, namespace: &str) -> Result<()> {
 
 /// Installs the charts with the examples' own values, unless they are installed; waits until the pool is ready.
 pub fn install(cluster: &Cluster, images: &Images) -> Result<()> {
-    // A token that both sides have. The same for every story: the first one made it.
-    for namespace in [OPERATOR_NAMESPACE, POOL_NAMESPACE] {
-        cluster.apply(&format!(
-            "{{apiVersion: v1, kind: Secret, metadata: {{name: palimpsest-control, namespace: {namespace}}}, \
-             stringData: {{token: 5e2f7ce0a4a94c6f8f0e3d5ab5b1f6c2}}}}"
-        ))?;
-    }
+    make_certificates(cluster)?;
     cluster.apply(&images.put_into(&example("s3-in-cluster.yaml")?))?;
-    cluster.apply(&format!(
-        "{{apiVersion: v1, kind: Secret, metadata: {{name: sources, namespace: {POOL_NAMESPACE}}}, stringData: {{acme: {PASSWORD}}}}}"
-    ))?;
-    let key = serde_json::Value::from(token::public_key());
-    cluster.apply(&format!(
-        "{{apiVersion: v1, kind: Secret, metadata: {{name: client-keys, namespace: {POOL_NAMESPACE}}}, stringData: {{stories.pem: {key}}}}}"
-    ))?;
-    let chart = |name: &str| repository_file("charts").join(name).display().to_string();
-    let tag = format!("image.tag={}", images.tag);
-    let repository = |image: &str| format!("image.repository={}", images.repository(image));
-    let test_image = format!("tests.image={}", images.name("pageserver"));
-    let upgrade = |release: &str, name: &str, namespace: &str, rest: &[&str]| {
-        let chart = chart(name);
-        let mut arguments =
-            vec!["upgrade", "--install", release, &chart, "--namespace", namespace, "--timeout=180s"];
-        arguments.extend(rest);
-        cluster.helm(&arguments).map(drop)
-    };
-    upgrade("palimpsest-crds", "palimpsest-crds", OPERATOR_NAMESPACE, &[])?;
+    make_secrets_of_pool(cluster, POOL_NAMESPACE)?;
+    upgrade(cluster, "palimpsest-crds", "palimpsest-crds", OPERATOR_NAMESPACE, &[])?;
     for crd in ["pageserverpools", "tenants", "timelines"] {
         cluster.wait(
             "default",
@@ -109,32 +97,101 @@ pub fn install(cluster: &Cluster, images: &Images) -> Result<()> {
             Duration::from_mins(1),
         )?;
     }
-    let operator = [
-        "--set",
-        "controlAuth.mode=BearerFile",
-        "--set",
-        &repository("operator"),
-        "--set",
-        &tag,
-        "--set",
-        &test_image,
-    ];
-    upgrade("palimpsest", "palimpsest", OPERATOR_NAMESPACE, &operator)?;
-    let values = repository_file("manifests/examples/pool-values.yaml").display().to_string();
-    let keys = "clients.jwt.publicKeySecretName=client-keys";
-    let pool = ["--set", keys, "--values", &values, "--set", &repository("pageserver"), "--set", &tag];
-    upgrade(POOL, "palimpsest-pool", POOL_NAMESPACE, &pool)?;
-    for (namespace, workload) in [
-        (OPERATOR_NAMESPACE, "deployment/palimpsest"),
-        (POOL_NAMESPACE, "deployment/s3"),
-        (POOL_NAMESPACE, "statefulset/main"),
-    ] {
-        cluster.rolled_out(namespace, workload, Duration::from_mins(3))?;
-    }
-    cluster.wait(POOL_NAMESPACE, "pageserverpool/main", "Ready", Duration::from_mins(2))?;
+    let test_image = format!("tests.image={}", images.name("pageserver"));
+    let image = images.of_chart("operator");
+    let operator = ["--set", &image, "--set", &test_image];
+    upgrade(cluster, "palimpsest", "palimpsest", OPERATOR_NAMESPACE, &operator)?;
+    install_pool(cluster, images, POOL, POOL_NAMESPACE, 2)?;
+    cluster.rolled_out(OPERATOR_NAMESPACE, "deployment/palimpsest", Duration::from_mins(3))?;
+    cluster.rolled_out(POOL_NAMESPACE, "deployment/s3", Duration::from_mins(3))?;
+    pool_is_ready(cluster, POOL, POOL_NAMESPACE)?;
     for (release, namespace) in [("palimpsest", OPERATOR_NAMESPACE), (POOL, POOL_NAMESPACE)] {
         let told = cluster.helm(&["test", release, "--namespace", namespace, "--timeout=90s"])?;
         ensure!(told.contains("Succeeded"), "helm test {release} says {told}");
     }
     Ok(())
+}
+
+/// Installs a pool with the examples' own values, over the bucket that all pools share.
+pub fn install_pool(
+    cluster: &Cluster,
+    images: &Images,
+    name: &str,
+    namespace: &str,
+    replicas: u32,
+) -> Result<()> {
+    let values = repository_file("manifests/examples/pool-values.yaml").display().to_string();
+    let (image, replicas) = (images.of_chart("pageserver"), format!("replicas={replicas}"));
+    let pool = [
+        "--values",
+        &values,
+        "--set",
+        "controlAuth.mode=MutualTLS,clients.jwt.publicKeySecretName=client-keys",
+        "--set",
+        &image,
+        "--set",
+        &replicas,
+    ];
+    upgrade(cluster, name, "palimpsest-pool", namespace, &pool)
+}
+
+/// Waits until all pageservers of a pool run and the operator has heard them.
+pub fn pool_is_ready(cluster: &Cluster, name: &str, namespace: &str) -> Result<()> {
+    cluster.rolled_out(namespace, &format!("statefulset/{name}"), Duration::from_mins(3))?;
+    cluster.wait(namespace, &format!("pageserverpool/{name}"), "Ready", Duration::from_mins(2))
+}
+
+/// What the pods of a pool mount besides their certificates: the way into the bucket, passwords of primaries, keys that tokens are signed with.
+pub fn make_secrets_of_pool(cluster: &Cluster, namespace: &str) -> Result<()> {
+    let secret = |name: &str, data: serde_json::Value| make_secret(cluster, namespace, name, &data);
+    secret("sources", serde_json::json!({"acme": PASSWORD}))?;
+    secret("client-keys", serde_json::json!({"stories.pem": token::public_key()}))?;
+    if namespace != POOL_NAMESPACE {
+        let keys = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
+        let known = cluster.get(POOL_NAMESPACE, "secret/s3")?;
+        let data: serde_json::Map<_, _> =
+            keys.iter().map(|key| ((*key).to_owned(), known["data"][key].clone())).collect();
+        cluster.apply(
+            &serde_json::json!({
+                "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s3", "namespace": namespace}, "data": data,
+            })
+            .to_string(),
+        )?;
+    }
+    Ok(())
+}
+
+/// A certificate each for the operator and the pageservers of both pools, by one authority. The first story makes them, for all.
+fn make_certificates(cluster: &Cluster) -> Result<()> {
+    const NAME: &str = "palimpsest-control";
+    let found = cluster.kubectl(&["--namespace", OPERATOR_NAMESPACE, "get", "secrets", "--output=name"])?;
+    if found.lines().any(|name| name == format!("secret/{NAME}")) {
+        return Ok(());
+    }
+    cluster.apply(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {OTHER_NAMESPACE}}}}}"))?;
+    let authority = Issuer::new("stories")?;
+    let secret = |namespace: &str, name: &str| -> Result<()> {
+        let (certificate, key) = authority.issue(name)?;
+        let data = serde_json::json!({"tls.crt": certificate, "tls.key": key, "ca.crt": authority.pem()});
+        make_secret(cluster, namespace, NAME, &data)
+    };
+    secret(OTHER_NAMESPACE, &format!("{OTHER_POOL}-pods.{OTHER_NAMESPACE}.svc"))?;
+    secret(POOL_NAMESPACE, &format!("{POOL}-pods.{POOL_NAMESPACE}.svc"))?;
+    // Last: where it is, the others are.
+    secret(OPERATOR_NAMESPACE, "palimpsest-operator")
+}
+
+fn make_secret(cluster: &Cluster, namespace: &str, name: &str, data: &serde_json::Value) -> Result<()> {
+    let metadata = serde_json::json!({"name": name, "namespace": namespace});
+    let secret =
+        serde_json::json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data});
+    cluster.apply(&secret.to_string())
+}
+
+fn upgrade(cluster: &Cluster, release: &str, chart: &str, namespace: &str, rest: &[&str]) -> Result<()> {
+    let chart = repository_file("charts").join(chart).display().to_string();
+    let mut arguments =
+        vec!["upgrade", "--install", release, &chart, "--namespace", namespace, "--timeout=180s"];
+    arguments.extend(rest);
+    cluster.helm(&arguments).map(drop)
 }

@@ -33,7 +33,19 @@ impl Reader {
         tenant: &str,
         timeline: &str,
     ) -> Result<Reader> {
+        Reader::start_on(cluster, images, (namespace, None), tenant, timeline)
+    }
+
+    /// The same in a namespace, on a node or on any.
+    pub fn start_on(
+        cluster: &Cluster,
+        images: &Images,
+        (namespace, node): (&str, Option<&str>),
+        tenant: &str,
+        timeline: &str,
+    ) -> Result<Reader> {
         let image = images.name("pageserver");
+        let on = node.map(|node| format!("kubernetes.io/hostname: {node}")).unwrap_or_default();
         // Our image has no shell to sleep in: waiting for what never answers keeps the pod.
         cluster.apply(&format!(
             r"
@@ -41,6 +53,7 @@ apiVersion: v1
 kind: Pod
 metadata: {{name: reader, namespace: {namespace}}}
 spec:
+  nodeSelector: {{{on}}}
   terminationGracePeriodSeconds: 1
   automountServiceAccountToken: false
   enableServiceLinks: false
@@ -77,6 +90,17 @@ spec:
 
     /// A page of the relation with these oids.
     pub fn page(&self, oids: &str, block: u32, lsn: Lsn) -> Result<Vec<u8>> {
+        self.page_by(oids, block, lsn, |words| self.cluster.exec(&self.namespace, "reader", words))
+    }
+
+    /// The same by another way to run a program in the client's container.
+    pub fn page_by(
+        &self,
+        oids: &str,
+        block: u32,
+        lsn: Lsn,
+        run: impl Fn(&[&str]) -> Result<String>,
+    ) -> Result<Vec<u8>> {
         let (block, lsn) = (block.to_string(), lsn.to_string());
         let server = match &self.token {
             Some(token) => format!("postgres://reader:{token}@{}", self.address),
@@ -99,7 +123,7 @@ spec:
             "--lsn",
             &lsn,
         ];
-        let dump = self.cluster.exec(&self.namespace, "reader", &words)?;
+        let dump = run(&words)?;
         undump(&dump).with_context(|| format!("page {block} of {oids} at {lsn} was printed as {dump}"))
     }
 
@@ -115,9 +139,10 @@ spec:
         let (path, oids, blocks) = source.relation(relation)?;
         ensure!(blocks > 0, "{relation} is empty");
         let step = blocks.div_ceil(most).max(1);
+        let wanted: Vec<u32> = (0..blocks).step_by(step as usize).collect();
         let mut compared = 0;
-        for block in (0..blocks).step_by(step as usize) {
-            let theirs: Box<Page> = page(source.block(&path, block)?)?;
+        for (block, theirs) in wanted.iter().copied().zip(source.blocks(&path, &wanted)?) {
+            let theirs: Box<Page> = page(theirs)?;
             let ours: Box<Page> = page(self.page(&oids, block, lsn)?)?;
             let verdict = compare(kind, block, &theirs, &ours)?;
             ensure!(
@@ -126,6 +151,7 @@ spec:
             );
             compared += 1;
         }
+        ensure!(compared == wanted.len() as u32, "{compared} of {} blocks were read", wanted.len());
         Ok(compared)
     }
 }

@@ -19,6 +19,18 @@ pub struct Source {
 impl Source {
     /// Starts a Postgres with a role `palimpsest` that may replicate, and waits until it answers.
     pub fn start(cluster: &Cluster, images: &Images, namespace: &str, name: &str) -> Result<Source> {
+        Source::start_on(cluster, images, namespace, name, None)
+    }
+
+    /// The same on a node, or on any.
+    pub fn start_on(
+        cluster: &Cluster,
+        images: &Images,
+        namespace: &str,
+        name: &str,
+        node: Option<&str>,
+    ) -> Result<Source> {
+        let on = node.map(|node| format!("kubernetes.io/hostname: {node}")).unwrap_or_default();
         let image = images.name("postgres");
         cluster.apply(&format!(
             r"
@@ -26,6 +38,7 @@ apiVersion: v1
 kind: Pod
 metadata: {{name: {name}, namespace: {namespace}, labels: {{app.kubernetes.io/name: {name}}}}}
 spec:
+  nodeSelector: {{{on}}}
   automountServiceAccountToken: false
   enableServiceLinks: false
   securityContext: {{runAsNonRoot: true, runAsUser: 65532, runAsGroup: 65532, fsGroup: 65532, seccompProfile: {{type: RuntimeDefault}}}}
@@ -145,11 +158,12 @@ spec:
         Ok((next()?.into(), next()?.into(), next()?.parse()?))
     }
 
-    /// A block as it is in the file.
-    pub fn block(&self, path: &str, block: u32) -> Result<Vec<u8>> {
-        let offset = u64::from(block) * 8192;
-        let text =
-            self.sql(&format!("SELECT encode(pg_read_binary_file('{path}', {offset}, 8192), 'hex')"))?;
-        hex::decode(&text).with_context(|| format!("block {block} of {path} is no hex"))
+    /// Blocks as they are in the file.
+    pub fn blocks(&self, path: &str, blocks: &[u32]) -> Result<Vec<Vec<u8>>> {
+        let text = self.sql(&format!(
+            "SELECT encode(pg_read_binary_file('{path}', block::bigint * 8192, 8192), 'hex') \
+             FROM unnest(ARRAY{blocks:?}::int[]) WITH ORDINALITY AS wanted (block, place) ORDER BY place"
+        ))?;
+        text.lines().map(|line| hex::decode(line).with_context(|| format!("{path} is no hex"))).collect()
     }
 }

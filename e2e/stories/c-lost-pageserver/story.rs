@@ -3,7 +3,8 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
+use e2e::placed::Placed;
 use e2e::platform::{self, Images};
 use e2e::reader::Reader;
 use e2e::source::Source;
@@ -12,16 +13,6 @@ use model::Lsn;
 use testkit::cluster_files::PageKind;
 
 const TEAM: &str = "team-lost";
-
-/// Where the tenant is attached, and in which generation: pod, instance, generation.
-fn attached(cluster: &Cluster) -> Result<(String, String, u64)> {
-    let tenant = cluster.get(TEAM, "tenant/acme")?;
-    let shard = &tenant["status"]["shards"][0];
-    let text = |name: &str| {
-        shard["attached"][name].as_str().map(ToOwned::to_owned).with_context(|| shard.to_string())
-    };
-    Ok((text("pod")?, text("instance")?, shard["generation"].as_u64().with_context(|| shard.to_string())?))
-}
 
 #[test]
 #[ignore = "needs a cluster: make e2e"]
@@ -41,32 +32,28 @@ fn pages_are_served_elsewhere_after_a_pageserver_is_lost_with_its_disk() -> Resu
     let (_, oids, _) = source.relation("pgbench_accounts")?;
     sleep(Duration::from_secs(5));
 
-    let mut generations = vec![attached(&cluster)?.2];
+    let mut generations = vec![Placed::of(&cluster, TEAM, "acme")?.generation];
     for _ in 0..2 {
-        let (pod, instance, generation) = attached(&cluster)?;
+        let before = Placed::of(&cluster, TEAM, "acme")?;
+        let (pod, generation) = (&before.pod, before.generation);
         story.step(&format!("Pod {pod} is deleted by force, with its disk; it held generation {generation}"));
+        // WAL that was flushed before the loss, and may have been in the lost memory only.
         let then: Lsn = source.sql("SELECT pg_current_wal_flush_lsn()")?.parse()?;
         let killed = Instant::now();
-        let pod_name = format!("pod/{pod}");
-        cluster.kubectl(&[
-            "--namespace",
-            platform::POOL_NAMESPACE,
-            "delete",
-            &pod_name,
-            "--force",
-            "--grace-period=0",
-        ])?;
-        // WAL that was flushed before the loss, and may have been in the lost memory only.
+        before.lose(&cluster)?;
         cluster.until("served elsewhere", Duration::from_mins(2), |cluster| {
-            ensure!(attached(cluster)?.1 != instance, "it is still placed at the lost instance");
+            let now = Placed::of(cluster, TEAM, "acme")?;
+            ensure!(now.instance != before.instance, "it is still placed at the lost instance");
             Ok(reader.page(&oids, 0, then)?.len() == 8192)
         })?;
-        let (now, _, newer) = attached(&cluster)?;
+        let now = Placed::of(&cluster, TEAM, "acme")?;
         story.fact(&format!(
-            "first page from {now}, generation {newer}, after {:.1} s",
+            "first page from {}, generation {}, after {:.1} s",
+            now.pod,
+            now.generation,
             killed.elapsed().as_secs_f64()
         ));
-        generations.push(newer);
+        generations.push(now.generation);
     }
     ensure!(generations.windows(2).all(|pair| pair[0] < pair[1]), "generations were {generations:?}");
 

@@ -5,7 +5,8 @@ use std::hash::{BuildHasher as _, Hasher as _};
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
+use e2e::placed::Placed;
 use e2e::platform::{self, Images, OPERATOR_NAMESPACE, POOL_NAMESPACE};
 use e2e::reader::Reader;
 use e2e::source::Source;
@@ -13,16 +14,6 @@ use e2e::{Cluster, Story};
 use testkit::cluster_files::PageKind;
 
 const TEAM: &str = "team-faults";
-
-/// Generation, and where it is attached: pod and instance.
-fn placed(cluster: &Cluster) -> Result<(u64, String, String)> {
-    let tenant = cluster.get(TEAM, "tenant/acme")?;
-    let shard = &tenant["status"]["shards"][0];
-    let text = |name: &str| {
-        shard["attached"][name].as_str().map(ToOwned::to_owned).with_context(|| shard.to_string())
-    };
-    Ok((shard["generation"].as_u64().with_context(|| shard.to_string())?, text("pod")?, text("instance")?))
-}
 
 /// Something below three seconds that nobody knows beforehand.
 fn some_moment() -> Duration {
@@ -45,7 +36,7 @@ fn nothing_is_lost_when_the_operator_dies_its_lease_moves_or_the_bucket_is_away(
     source.load(&images)?;
     let reader = Reader::start(&cluster, &images, TEAM, "acme", "acme-main")?;
 
-    let mut last = placed(&cluster)?;
+    let mut last = Placed::of(&cluster, TEAM, "acme")?;
     for round in 0..6 {
         let (how, arguments): (_, &[&str]) = if round % 2 == 0 {
             let operators = "--selector=app.kubernetes.io/component=operator";
@@ -54,31 +45,21 @@ fn nothing_is_lost_when_the_operator_dies_its_lease_moves_or_the_bucket_is_away(
             ("the lease is taken from the one that leads", &["delete", "lease/palimpsest"])
         };
         let moment = some_moment();
-        story.step(&format!("Pageserver {} is lost, and {how} {moment:?} later", last.1));
-        cluster.kubectl(&[
-            "--namespace",
-            POOL_NAMESPACE,
-            "delete",
-            &format!("pod/{}", last.1),
-            "--force",
-            "--grace-period=0",
-        ])?;
+        story.step(&format!("Pageserver {} is lost, and {how} {moment:?} later", last.pod));
+        last.lose(&cluster)?;
         sleep(moment);
         cluster.kubectl(&[&["--namespace", OPERATOR_NAMESPACE], arguments].concat())?;
-        let before = last.clone();
-        cluster.until("attached elsewhere", Duration::from_mins(3), |cluster| {
-            last = placed(cluster)?;
-            Ok(last.2 != before.2)
-        })?;
-        cluster.wait(TEAM, "tenant/acme", "Ready", Duration::from_mins(1))?;
-        last = placed(&cluster)?;
-        story.fact(&format!("attached to {} in generation {}, after {}", last.1, last.0, before.0));
-        ensure!(last.0 > before.0, "generation {} follows {}", last.0, before.0);
+        let next = last.succeeded(&cluster, TEAM, "acme", Duration::from_mins(3))?;
+        story.fact(&format!(
+            "attached to {} in generation {}, after {}",
+            next.pod, next.generation, last.generation
+        ));
+        last = next;
         cluster.rolled_out(POOL_NAMESPACE, "statefulset/main", Duration::from_mins(3))?;
     }
 
     story.step("The bucket is away for a minute: nothing is moved, and work on the source goes on");
-    let before = placed(&cluster)?;
+    let before = Placed::of(&cluster, TEAM, "acme")?;
     let worked =
         |source: &Source| -> Result<u64> { Ok(source.sql("SELECT count(*) FROM pgbench_history")?.parse()?) };
     let done = worked(&source)?;
@@ -94,7 +75,7 @@ fn nothing_is_lost_when_the_operator_dies_its_lease_moves_or_the_bucket_is_away(
     scale("0")?;
     sleep(Duration::from_mins(1));
     let meanwhile = worked(&source)? - done;
-    let after = placed(&cluster)?;
+    let after = Placed::of(&cluster, TEAM, "acme")?;
     scale("1")?;
     cluster.rolled_out(POOL_NAMESPACE, "deployment/s3", Duration::from_mins(2))?;
     ensure!(after == before, "it was moved from {before:?} to {after:?}");
