@@ -53,10 +53,10 @@ postgres_image() {
     rm -rf "${root:?}$pg" "${root:?}$wheel"
     cat >"$root/usr/local/bin/start-postgres" <<'SH'
 #!/bin/sh
-# Starts Postgres on $PGDATA, which is made if it is not there. Arguments go to the server.
+# Starts Postgres on $PGDATA, which is made if it is not there, with $INITDB_ARGS. Arguments go to the server.
 set -eu
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
-    initdb -D "$PGDATA" -U postgres -A trust --data-checksums --no-locale --encoding=UTF8
+    initdb -D "$PGDATA" -U postgres -A trust --data-checksums --no-locale --encoding=UTF8 ${INITDB_ARGS:-}
     { echo "host all all all trust"; echo "host replication all all trust"; } >>"$PGDATA/pg_hba.conf"
 fi
 chmod 700 "$PGDATA"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what building, tests and the demo need beyond Rust: Debian packages through apt when we are root or
-# have sudo (else names what is missing and stops), then Postgres 14-18, the S3 server and the Kubernetes API server of the tests.
+# have sudo (else names what is missing and stops), then Postgres 14-18, the S3 server of the tests, a Kubernetes API server and helm.
 #
 #   install-deps.sh          everything
 #   install-deps.sh demo     only what `make demo` needs: one Postgres, no S3 server
@@ -56,5 +56,6 @@ if [ "$what" = demo ]; then
 else
     "$scripts/install-postgres.sh" all
     "$scripts/install-versitygw.sh"
-    "$scripts/install-kubernetes.sh"
+    "$scripts/install-kubernetes.sh" etcd kube-apiserver kube-controller-manager kubectl
+    "$scripts/install-helm.sh"
 fi

@@ -45,6 +45,8 @@ spec:
   containers:
     - name: postgres
       image: {image}
+      # Every base backup ends a segment, which all followers receive whole.
+      env: [{{name: INITDB_ARGS, value: --wal-segsize=1}}]
       # Pages are compared with files: nothing may change them unasked.
       args: [-c, wal_level=replica, -c, autovacuum=off, -c, max_slot_wal_keep_size=1GB]
       ports: [{{name: pg, containerPort: 5432}}]

@@ -111,7 +111,6 @@ fn without_foreign(yaml: &str) -> String {
 }
 
 #[test]
-#[ignore = "needs helm: make charts"]
 fn charts_pass_helms_own_lint() -> Result<()> {
     for name in CHARTS {
         let chart = chart(name);
@@ -125,7 +124,6 @@ fn charts_pass_helms_own_lint() -> Result<()> {
 }
 
 #[test]
-#[ignore = "needs helm: make charts"]
 fn values_that_mean_nothing_are_refused() -> Result<()> {
     let wrong = [
         ("palimpsest-crds", "kep=true", "kep"),
@@ -157,7 +155,6 @@ fn values_that_mean_nothing_are_refused() -> Result<()> {
 }
 
 #[test]
-#[ignore = "needs helm: make charts"]
 fn one_replica_has_no_disruption_budget() -> Result<()> {
     for (name, rest) in [("palimpsest", &[][..]), ("palimpsest-pool", &BUCKET[..])] {
         for (replicas, is_there) in [("1", false), ("2", true)] {
@@ -172,7 +169,6 @@ fn one_replica_has_no_disruption_budget() -> Result<()> {
 }
 
 #[test]
-#[ignore = "needs helm: make charts"]
 fn manifests_are_what_the_charts_print() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let script = repository_file("scripts/manifests.sh");
@@ -186,7 +182,6 @@ fn manifests_are_what_the_charts_print() -> Result<()> {
 }
 
 #[tokio::test]
-#[ignore = "needs helm and an API server: make charts"]
 async fn charts_and_examples_are_accepted_strictly() -> Result<()> {
     for version in versions() {
         let plane = plane(version.as_deref()).await?;
@@ -235,7 +230,6 @@ async fn charts_and_examples_are_accepted_strictly() -> Result<()> {
 }
 
 #[tokio::test]
-#[ignore = "needs helm and an API server: make charts"]
 async fn a_protected_tenant_is_not_deleted() -> Result<()> {
     let plane = plane(None).await?;
     let cluster = &plane.cluster;

@@ -70,17 +70,18 @@ impl ReconcileError {
     /// For metrics.
     pub fn reason(&self) -> &'static str {
         match self {
-            ReconcileError::Write { source, .. } if is_conflict(source) => "conflict",
+            _ if self.is_conflict() => "conflict",
             ReconcileError::Write { .. } => "api",
             ReconcileError::Late(_) => "late",
             ReconcileError::Ended(_) => "ended",
         }
     }
-}
 
-/// Whether someone else wrote first.
-fn is_conflict(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == 409)
+    /// Whether someone else wrote first, as the next pass sees.
+    pub fn is_conflict(&self) -> bool {
+        let ReconcileError::Write { source, .. } = self else { return false };
+        matches!(&**source, kube::Error::Api(status) if status.code == 409)
+    }
 }
 
 impl Context {

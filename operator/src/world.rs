@@ -285,7 +285,11 @@ where
     context.metrics.reconcile_seconds.with_label_values(&[kind]).observe(seconds);
     if let Err(error) = &result {
         context.metrics.reconcile_errors.with_label_values(&[kind, error.reason()]).inc();
-        tracing::warn!(object = %named, "a pass failed: {}", story(error));
+        if error.is_conflict() {
+            tracing::debug!(object = %named, "someone else wrote first: {}", story(error));
+        } else {
+            tracing::warn!(object = %named, "a pass failed: {}", story(error));
+        }
     }
     result
 }

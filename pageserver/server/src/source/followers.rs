@@ -15,6 +15,7 @@ use engine::timeline::restore::SwitchError;
 use engine::wal_target::WalTarget;
 use futures::future::BoxFuture;
 use model::{Lsn, TenantId, TimelineId, Tli};
+use tokio::sync::Semaphore;
 
 use super::client::{Client, Purpose};
 use super::conninfo::{ConnInfo, ConnInfoError, Secrets};
@@ -24,6 +25,9 @@ use super::receiver::{FollowError, Receiver, course_of, release_slot};
 use super::replication;
 use super::stored::{self, StoredBaseError};
 use crate::supervisor::{OnFailure, Supervisor, TaskHandle};
+
+/// Bases that are imported from sources at once. Each takes two connections of its source and some megabytes of ours.
+const IMPORTS_AT_ONCE: usize = 4;
 
 /// Imports and receivers. Cheap to clone.
 #[derive(Clone)]
@@ -40,6 +44,8 @@ struct Inner {
     /// Timelines that have a source which is not to be followed.
     // Held for look-ups and updates only.
     paused: Mutex<HashSet<TimelineId>>,
+    /// Whose turn it is to import.
+    turns: Semaphore,
 }
 
 #[derive(Clone)]
@@ -103,6 +109,7 @@ impl Followers {
                 secrets,
                 table: Mutex::default(),
                 paused: Mutex::default(),
+                turns: Semaphore::new(IMPORTS_AT_ONCE),
             }),
         }
     }
@@ -507,6 +514,10 @@ impl Followers {
                         begun = begin(&this.inner.tenants, tenant, id, &source) => begun?,
                         () = stop.cancelled() => return Err(ImportFailure::Stopping),
                     }
+                };
+                let _turn = tokio::select! {
+                    turn = this.inner.turns.acquire() => turn.expect("nobody closes it"),
+                    () = stop.cancelled() => return Err(ImportFailure::Stopping),
                 };
                 let slot = Self::slot_name(id);
                 let claim = this.inner.tenants.tenant(tenant).map_err(ChangeError::from)?.claim().clone();
