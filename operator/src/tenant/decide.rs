@@ -740,7 +740,9 @@ impl Pass<'_> {
     /// A shard whose data is to be deleted: whoever owns it begins, and once it has begun anyone can go on.
     fn delete_shard(&self, shard: TenantShardId, entry: &ShardStatus) -> ShardDecision {
         let known = self.answers(shard).cloned().unwrap_or_default();
-        if known.deleted || was_never_attached(self.tenant) {
+        // A status that was restored from before the first owner does not know of those who have it since.
+        let is_unknown = was_never_attached(self.tenant) && self.pool.holders(shard).next().is_none();
+        if known.deleted || is_unknown {
             let done = || ShardDecision { next: Next::Done, standing: ShardStanding::Released };
             return self.release(shard, entry).unwrap_or_else(done);
         }

@@ -498,6 +498,14 @@ fn a_tenant_that_never_had_an_owner_is_let_go_at_once() {
     assert_eq!(stuck(&without_pool), "PoolNotFound");
 }
 
+#[test]
+fn data_of_an_owner_that_a_restored_status_does_not_know_is_deleted_and_not_forgotten() {
+    // Etcd is as it was before the first owner, who has the shard nevertheless.
+    let tenant = deleting(tenant(entry(0, None, None)), DeletionPolicy::Delete);
+    let holder = holding(answering("ps-0", "a"), shard(1), 1, ShardState::Active);
+    assert_eq!(appointed(&decided(&tenant, [holder])), ("ps-0", 2, TargetReason::New));
+}
+
 prop_compose! {
     fn any_held()(generation in 0_u32..6, state in 0_usize..4, by in proptest::option::of((0_u32..8, 0_usize..3)))
         -> ReportedShard {
