@@ -1,0 +1,232 @@
+//! What was promised and given, and whether the world keeps to it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use codec::index_part::IndexPart;
+use engine::object_path::{ObjectPath, claims_prefix, index_prefix};
+use engine::wal_keeper::wal_path;
+use model::{Generation, LayerObjectName, Lsn, TimelineId};
+use operator::api::tenant::{ShardStatus, TenantStatus};
+
+use super::World;
+use crate::owner::{MAIN, Opened, Said};
+
+/// What was promised and given.
+#[derive(Default)]
+pub struct Ledger {
+    /// To which process each generation was given, by each etcd that there was.
+    given: BTreeMap<(u32, u32), String>,
+    /// How often etcd was restored.
+    pub restored: u32,
+    /// By which process each generation was claimed.
+    claimed: BTreeMap<u32, String>,
+    /// Up to where an owner of each generation has WAL; none for one that has not opened its timelines.
+    pub received: BTreeMap<Generation, Lsn>,
+    /// Branches that there are.
+    branches: BTreeMap<TimelineId, Lsn>,
+    /// Branches whose deletion was asked for, and may come true at any time from then on: nothing is promised of them.
+    doubtful: BTreeSet<TimelineId>,
+    /// Branches that there are not any more.
+    buried: BTreeSet<TimelineId>,
+    /// An LSN that stays readable.
+    lease: Option<Lsn>,
+}
+
+impl Ledger {
+    /// Who asks for another lease needs the one before no more.
+    pub fn end_lease(&mut self) {
+        self.lease = None;
+    }
+
+    /// Somebody begins to delete a branch.
+    pub fn withdraw(&mut self, branch: TimelineId) {
+        self.branches.remove(&branch);
+        self.doubtful.insert(branch);
+    }
+}
+
+impl World {
+    /// A status is about to be written: no generation is given twice, and none goes back.
+    pub fn check_commit(&mut self, before: &TenantStatus, next: &TenantStatus) {
+        let place = |status: &ShardStatus| status.attached.as_ref().map_or(0, |place| place.generation);
+        for (old, new) in before.shards.iter().zip(&next.shards) {
+            if new.generation < old.generation || (new.attached.is_some() && place(new) < place(old)) {
+                self.violated(format!("a generation went back: {old:?} became {new:?}"));
+            }
+            let Some(target) = new.target.as_ref().filter(|target| old.target.as_ref() != Some(target))
+            else {
+                continue;
+            };
+            let process = format!("{}/{}/{}", target.pod, target.instance, target.attempt);
+            let key = (target.generation, self.ledger.restored);
+            let first = self.ledger.given.entry(key).or_insert_with(|| process.clone()).clone();
+            if first != process {
+                self.violated(format!(
+                    "generation {} was given to {first} and to {process}",
+                    target.generation
+                ));
+            }
+        }
+    }
+
+    /// A process claimed a generation: it was meant to, and is the only one.
+    pub fn check_claimed(&mut self, which: usize, generation: Generation) {
+        let process = format!("{}/{}", self.servers[which].pod, self.servers[which].instance);
+        let first = self.ledger.claimed.entry(generation.0).or_insert_with(|| process.clone()).clone();
+        if first != process {
+            self.violated(format!("generation {generation} was claimed by {first} and by {process}"));
+        }
+        let mut meant = self.ledger.given.range((generation.0, 0)..=(generation.0, u32::MAX));
+        if !meant.any(|(_, to)| to.starts_with(&format!("{process}/"))) {
+            self.violated(format!("generation {generation} is held by {process}, which it was not given to"));
+        }
+    }
+
+    /// An owner opened its timelines: all that was promised before is there.
+    pub fn check_opened(&mut self, generation: Generation, opened: &Opened) {
+        let received = self.ledger.received.entry(generation).or_default();
+        *received = opened.main.received.max(*received);
+        // What one has who is superseded already is read by nobody.
+        if self.highest_claim() != Some(generation) {
+            return;
+        }
+        let (told, by) = (self.source.told, self.source.told_by);
+        if opened.main.stored < told {
+            let at = opened.main.stored;
+            self.violated(format!("the source was told {told} by {by}, and {generation} begins at {at}"));
+        }
+        for (branch, begin) in &self.ledger.branches {
+            if opened.branches.get(branch).is_none_or(|(_, found)| found != begin) {
+                let text =
+                    format!("branch {branch} at {begin} was acknowledged, and {generation} does not have it");
+                return self.violated(text);
+            }
+        }
+        if let Some(branch) = opened.branches.keys().find(|branch| self.ledger.buried.contains(branch)) {
+            return self.violated(format!("branch {branch} was deleted, and {generation} has it"));
+        }
+        if let Some((branch, (_, begin))) =
+            opened.branches.iter().find(|(_, (_, at))| *at > opened.main.stored)
+        {
+            let at = opened.main.stored;
+            return self.violated(format!("branch {branch} begins at {begin}, and its parent ends at {at}"));
+        }
+        self.check_horizon();
+    }
+
+    /// What was said by an owner, right when it is heard.
+    pub fn check_said(&mut self, which: usize, generation: Generation, said: Said) {
+        match said {
+            Said::Nothing | Said::MayConnect => {}
+            Said::Reported(lsn) => self.report(which, generation, lsn),
+            Said::Branched(branch, begin) => self.branched(generation, branch, begin),
+            Said::Buried(branch) => {
+                self.ledger.buried.insert(branch);
+            }
+            Said::Leased(lsn) => {
+                self.ledger.lease = Some(lsn);
+                self.check_horizon();
+            }
+            Said::Collected => self.check_horizon(),
+            Said::Deleted(paths) => self.check_deleted(&paths),
+        }
+    }
+
+    fn branched(&mut self, generation: Generation, branch: TimelineId, begin: Lsn) {
+        if self.ledger.buried.contains(&branch) {
+            self.violated(format!(
+                "branch {branch} was deleted for good, and is acknowledged by {generation}"
+            ));
+        }
+        if self.ledger.doubtful.contains(&branch) {
+            return;
+        }
+        self.ledger.branches.insert(branch, begin);
+        let newer = self.newer_owner(generation, |opened| !opened.branches.contains_key(&branch));
+        if let Some(newer) = newer {
+            self.violated(format!("{generation} acknowledged branch {branch}, and {newer} has none"));
+        }
+        self.check_horizon();
+    }
+
+    /// The source hears that its WAL is safe, if this owner is the one who receives it.
+    fn report(&mut self, which: usize, generation: Generation, lsn: Lsn) {
+        if !self.streams(which) {
+            return;
+        }
+        let newer = self.newer_owner(generation, |opened| opened.main.received < lsn);
+        if let Some(newer) = newer {
+            self.violated(format!("{generation} told the source {lsn}, and {newer} began below that"));
+        }
+        if lsn > self.source.told {
+            self.source.told = lsn;
+            self.source.told_by = generation;
+        }
+    }
+
+    /// An owner above this one for whose timelines this is so.
+    fn newer_owner(&self, generation: Generation, is_so: impl Fn(&Opened) -> bool) -> Option<Generation> {
+        let held = self.servers.iter().filter_map(|server| server.held.as_ref());
+        let mut newer = held.filter(|held| held.generation > generation);
+        newer.find(|held| held.opened.as_ref().is_some_and(&is_so)).map(|held| held.generation)
+    }
+
+    /// What is deleted is not what the newest owner has.
+    fn check_deleted(&mut self, paths: &[String]) {
+        let Some(newest) = self.newest_index() else { return };
+        let covered = newest.disk_consistent_lsn();
+        let layers = newest.layer_metadata.iter().map(|(layer, metadata)| {
+            let name = LayerObjectName { layer: layer.clone(), generation: metadata.generation };
+            ObjectPath::Layer { tenant: self.shard, timeline: MAIN, name }.to_string()
+        });
+        let wal =
+            newest.palimpsest.iter().flat_map(|ours| &ours.wal_objects).filter(|object| object.end > covered);
+        let wal = wal.map(|entry| {
+            let (tli, start, end, generation) = (entry.tli, entry.start, entry.end, entry.generation);
+            wal_path(
+                self.shard,
+                MAIN,
+                &engine::wal_keeper::StoredWal { tli, start, end, generation, size: 0 },
+            )
+        });
+        if let Some(path) = layers.chain(wal).find(|path| paths.contains(path)) {
+            self.violated(format!("{path} was deleted, and the newest index names it"));
+        }
+    }
+
+    /// What the newest owner lets go of is not what somebody was promised.
+    fn check_horizon(&mut self) {
+        let Some(newest) = self.newest_index() else { return };
+        let horizon = newest.metadata().latest_gc_cutoff_lsn;
+        let promised = self.ledger.lease.iter().chain(self.ledger.branches.values());
+        if let Some(lsn) = promised.into_iter().find(|lsn| **lsn < horizon) {
+            self.violated(format!("{lsn} was promised, and the newest index ends at {horizon}"));
+        }
+    }
+
+    /// The index from which the next owner would go on.
+    fn newest_index(&self) -> Option<IndexPart> {
+        let path = self.bucket.peek_list(&index_prefix(self.shard, MAIN)).into_iter().max()?;
+        Some(IndexPart::from_json(&self.bucket.peek(&path)?).expect("written by the engine"))
+    }
+
+    /// The highest claim in the bucket.
+    pub fn highest_claim(&self) -> Option<Generation> {
+        let path = self.bucket.peek_list(&claims_prefix(self.shard)).into_iter().max()?;
+        match path.parse() {
+            Ok(ObjectPath::Claim { generation, .. }) => Some(generation),
+            _ => None,
+        }
+    }
+
+    /// Whether the tenant's data is deleted, or being deleted.
+    pub fn is_being_deleted(&self) -> bool {
+        self.highest_claim() == Some(Generation::DELETED)
+    }
+
+    /// The end of what every owner from now on has of the source, when that is known.
+    pub fn safe_end(&self) -> Option<Lsn> {
+        let received = self.ledger.received.get(&self.highest_claim()?)?;
+        Some(self.source.told.max(*received))
+    }
+}

@@ -1,0 +1,674 @@
+//! What an owner does with the bucket: each function is a job that stops at every request.
+//!
+//! Claims, validation, indexes and their writer, the choice of the WAL that counts, tombstones and deletions are the engine's own. What a job
+//! does between them is as in the engine's `tenant`, `timeline` and `wal_keeper`, which have tasks, disks and pages that are of no
+//! interest here. Collecting layers is as it is to be: the engine does not do it yet.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use codec::index_part::{IndexPart, LayerMetadata, Lease, TimelineMetadata, TliStart, Unknown, UtcTime};
+use engine::claim::{Claim, ClaimedBy, ConfirmError, ValidateError};
+use engine::deletion;
+use engine::index_keeper::{IndexKeeper, IndexTrouble, vanilla_extension};
+use engine::index_store::{IndexStore, LoadIndexError, PutIndexError};
+use engine::object_path::{ObjectPath, index_prefix, tenant_prefix, timeline_prefix};
+use engine::ports::{Body, Bucket, BucketError, ListRequest, PutIf};
+use engine::wal_keeper::{StoredWal, delete_wal, wal_path};
+use engine::wal_run::{WalRunError, contiguous_run, list_wal};
+use model::{
+    Generation, Key, LayerName, LayerObjectName, Lsn, PgMajor, TenantShardId, TimelineId, Tli, WalSegmentSize,
+};
+
+use super::broken::Broken;
+use super::bucket::SteppedBucket;
+use super::source::{BASE, line_at};
+
+/// The timeline that follows the source.
+pub const MAIN: TimelineId = TimelineId([9; 16]);
+
+/// When leases end, counted from 1970: after any test.
+const FOR_GOOD: Duration = Duration::from_secs(10_000_000_000);
+
+/// What an owner knows of the shard's timelines.
+#[derive(Clone)]
+pub struct Opened {
+    /// The one that follows the source.
+    pub main: Main,
+    /// Its branches, and where each begins.
+    pub branches: BTreeMap<TimelineId, (Arc<IndexKeeper>, Lsn)>,
+}
+
+/// The timeline that follows the source, as its owner has it.
+#[derive(Clone)]
+pub struct Main {
+    /// Its index.
+    pub index: Arc<IndexKeeper>,
+    /// Up to here layers cover everything.
+    pub covered: Lsn,
+    /// What a lease or a branch may still name.
+    pub horizon: Lsn,
+    /// The objects above that.
+    pub wal: Vec<StoredWal>,
+    /// Up to here the bucket has it.
+    pub stored: Lsn,
+    /// Up to here it is in memory.
+    pub received: Lsn,
+    /// The source's Postgres timelines, as far as known.
+    pub lines: Vec<(Tli, Lsn)>,
+}
+
+/// What an owner does.
+pub enum Work {
+    /// Finds out whether the slot may be taken, given how the source went on.
+    Connect(Vec<(Tli, Lsn)>),
+    /// Stores what was received up to here, and says so.
+    StoreWal(Lsn),
+    /// Makes a layer of what was received.
+    Flush,
+    /// Makes one layer of all.
+    Compact,
+    /// Deletes what earlier owners left.
+    Collect,
+    /// Reads.
+    Read,
+    /// Lets go of history.
+    MoveHorizon,
+    /// Keeps an LSN readable.
+    Lease(Lsn),
+    /// Makes a branch.
+    Branch(TimelineId, Lsn),
+    /// Changes one a little.
+    Touch(TimelineId),
+    /// Deletes one for good.
+    Bury(TimelineId),
+    /// Removes old claims.
+    Clean,
+    /// Asks whether a newer owner is there, as an idle owner does now and then.
+    Idle,
+}
+
+/// What was promised, or done for good, when a job went well.
+#[derive(Clone, Debug)]
+pub enum Said {
+    /// Nothing to anybody.
+    Nothing,
+    /// The source may forget what is below.
+    Reported(Lsn),
+    /// The slot may be taken.
+    MayConnect,
+    /// There is a branch here.
+    Branched(TimelineId, Lsn),
+    /// There is this timeline no more, and never again.
+    Buried(TimelineId),
+    /// This LSN stays readable.
+    Leased(Lsn),
+    /// What is below cannot be read any more.
+    Collected,
+    /// These objects are gone.
+    Deleted(Vec<String>),
+}
+
+/// Why a job did not go well.
+#[derive(Clone, Debug)]
+pub enum Trouble {
+    /// There is a newer owner, or the tenant is being deleted.
+    Superseded(Generation),
+    /// The bucket failed: nothing is known.
+    Away,
+    /// It makes no sense any more, and changed nothing.
+    Refused,
+    /// What must not be.
+    Violation(String),
+}
+
+type Outcome = Result<Said, Trouble>;
+
+impl From<ValidateError> for Trouble {
+    fn from(error: ValidateError) -> Self {
+        match error {
+            ValidateError::Superseded { by, .. } => Trouble::Superseded(by),
+            ValidateError::Bucket(_) => Trouble::Away,
+            error @ ValidateError::Missing { .. } => Trouble::Violation(error.to_string()),
+        }
+    }
+}
+
+impl From<PutIndexError> for Trouble {
+    fn from(error: PutIndexError) -> Self {
+        match error {
+            PutIndexError::Bucket { .. } => Trouble::Away,
+            // An earlier try of the same owner, with other content, got there: to be looked at again.
+            PutIndexError::Stopped { .. } => Trouble::Refused,
+            error @ PutIndexError::Plain(_) => Trouble::Violation(error.to_string()),
+        }
+    }
+}
+
+impl From<BucketError> for Trouble {
+    fn from(_: BucketError) -> Self {
+        Trouble::Away
+    }
+}
+
+impl From<IndexTrouble> for Trouble {
+    fn from(error: IndexTrouble) -> Self {
+        Trouble::Violation(error.to_string())
+    }
+}
+
+impl From<LoadIndexError> for Trouble {
+    fn from(error: LoadIndexError) -> Self {
+        match error {
+            LoadIndexError::Bucket { .. } => Trouble::Away,
+            LoadIndexError::Buried(_) => Trouble::Refused,
+            error @ LoadIndexError::Malformed { .. } => Trouble::Violation(error.to_string()),
+        }
+    }
+}
+
+/// Confirms an allocated generation.
+pub async fn claim(
+    bucket: SteppedBucket,
+    shard: TenantShardId,
+    generation: Generation,
+    by: ClaimedBy,
+    broken: Broken,
+) -> Result<Claim, ConfirmError> {
+    let bucket = if broken == Broken::ClaimsUnread { bucket.blinded() } else { bucket };
+    let claim = Claim::confirm(Arc::new(bucket.clone()), shard, generation, &by).await;
+    bucket.open_eyes();
+    claim
+}
+
+/// As whom a tenant is deleted.
+pub enum Deleter {
+    /// As its owner.
+    Owner(Claim),
+    /// As the owner that began with it.
+    Again,
+    /// As anyone.
+    Anyone,
+}
+
+/// Deletes the tenant's data. Anyone may, once that has begun.
+pub async fn delete_tenant(
+    bucket: SteppedBucket,
+    shard: TenantShardId,
+    deleter: Deleter,
+    broken: Broken,
+) -> Result<(), Trouble> {
+    match deleter {
+        Deleter::Owner(claim) => claim.validate().await?,
+        Deleter::Again => {}
+        Deleter::Anyone if broken == Broken::OnlyOwnersDelete => return Err(Trouble::Refused),
+        Deleter::Anyone => {
+            let begun = ObjectPath::Claim { tenant: shard, generation: Generation::DELETED };
+            match bucket.head(&begun.to_string()).await {
+                Err(BucketError::NotFound(_)) => return Err(Trouble::Refused),
+                found => drop(found?),
+            }
+        }
+    }
+    if broken == Broken::DeletionUnclaimed {
+        let paths = bucket.peek_list(&tenant_prefix(shard));
+        return Ok(bucket.delete(&paths).await?);
+    }
+    match deletion::delete_tenant_data(&bucket, shard).await {
+        Ok(_) => Ok(()),
+        Err(deletion::DeleteTenantError::ForeignClaim { .. }) => Err(Trouble::Refused),
+        Err(deletion::DeleteTenantError::Bucket(_)) => Err(Trouble::Away),
+    }
+}
+
+/// An owner at work.
+#[derive(Clone)]
+pub struct Owner {
+    /// As whom.
+    pub claim: Claim,
+    /// Where.
+    pub bucket: SteppedBucket,
+    /// What is wrong.
+    pub broken: Broken,
+    /// Different each time.
+    pub drawn: u64,
+}
+
+impl Owner {
+    fn shard(&self) -> TenantShardId {
+        self.claim.tenant()
+    }
+
+    fn generation(&self) -> Generation {
+        self.claim.generation()
+    }
+
+    /// Does it, to its end or as far as it goes.
+    pub async fn work(&self, opened: &mut Opened, work: Work) -> Outcome {
+        match work {
+            Work::Connect(lines) => self.connect(opened, &lines).await,
+            Work::StoreWal(through) => self.store_wal(opened, through).await,
+            Work::Flush => self.flush(opened).await,
+            Work::Compact => self.compact(opened).await,
+            Work::Collect => self.collect(opened).await,
+            Work::Read => self.read(opened).await,
+            Work::MoveHorizon => self.move_horizon(opened).await,
+            Work::Lease(lsn) => self.lease(opened, lsn).await,
+            Work::Branch(branch, lsn) => self.branch(opened, branch, lsn).await,
+            Work::Touch(branch) => self.touch(opened, branch).await,
+            Work::Bury(branch) => self.bury(opened, branch).await,
+            Work::Clean => self.claim.clean_older().await.map(|_| Said::Nothing).map_err(Trouble::from),
+            Work::Idle => self.validate_unless(Broken::SlotUnlisted).await.map(|()| Said::Nothing),
+        }
+    }
+
+    /// No newer owner was there when the call began.
+    async fn validate(&self) -> Result<(), Trouble> {
+        if self.broken == Broken::NoValidation {
+            return Ok(());
+        }
+        Ok(self.claim.validate().await?)
+    }
+
+    /// The same, unless just this one is left out.
+    async fn validate_unless(&self, broken: Broken) -> Result<(), Trouble> {
+        if self.broken == broken { Ok(()) } else { self.validate().await }
+    }
+
+    // Opening.
+
+    /// Opens all timelines, with nothing but the bucket.
+    pub async fn open(&self) -> Result<Opened, Trouble> {
+        let store = IndexStore::new(&self.claim);
+        let (mut main, mut branches) = (None, BTreeMap::new());
+        for timeline in store.timelines().await? {
+            let found = match store.find(timeline).await {
+                Ok(Some(found)) => found,
+                // Deleted in between.
+                Ok(None) | Err(LoadIndexError::Buried(_)) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let index = Arc::new(IndexKeeper::new(self.claim.clone(), timeline, found));
+            if timeline == MAIN {
+                main = Some(self.open_main(index).await?);
+            } else {
+                self.open_branch(&index).await?;
+                let begin = index.ancestor().await.map_or(BASE, |(_, begin)| begin);
+                branches.insert(timeline, (index, begin));
+            }
+        }
+        let main = match main {
+            Some(main) => main,
+            None => self.import().await?,
+        };
+        Ok(Opened { main, branches })
+    }
+
+    /// The source's base.
+    async fn import(&self) -> Result<Main, Trouble> {
+        let (tenant, timeline) = (self.shard(), MAIN);
+        if deletion::is_buried(&self.bucket, tenant, timeline).await? {
+            return Err(Trouble::Refused);
+        }
+        let name = LayerName::Image { keys: Key::ALL, lsn: BASE };
+        // Each try finds the same base.
+        let metadata = self.put_layer(&name, 1).await?;
+        let mut part = index(BASE, None, vec![TliStart { tli: Tli(1), from: BASE }]);
+        part.layer_metadata.insert(name, metadata);
+        let index = IndexKeeper::create(self.claim.clone(), timeline, part).await?;
+        self.validate().await?;
+        self.open_main(Arc::new(index)).await
+    }
+
+    async fn open_main(&self, index: Arc<IndexKeeper>) -> Result<Main, Trouble> {
+        let facts = index.facts().await?;
+        let covered = facts.disk_consistent_lsn;
+        let listed = list_wal(&self.bucket, self.shard(), MAIN).await?;
+        let mut history = facts.wal.clone();
+        if self.broken == Broken::AnyWalCounts {
+            history.inherited.clone_from(&listed);
+        }
+        let run = match contiguous_run(&history, listed, covered) {
+            Ok(run) => run,
+            Err(WalRunError::Missing(object)) => {
+                return Err(self.gone(&wal_path(self.shard(), MAIN, &object)).await);
+            }
+            Err(error) => return Err(Trouble::Violation(error.to_string())),
+        };
+        if self.broken != Broken::NoOwnIndex {
+            index.inherit(&run).await?;
+            self.validate().await?;
+        }
+        for object in &run {
+            self.look_at(&wal_path(self.shard(), MAIN, object), None).await?;
+        }
+        let stored = run.iter().fold(covered, |reached, object| {
+            object.end.min(line_at(&history.switches, reached).1.unwrap_or(Lsn::MAX))
+        });
+        let horizon = index.part().await.metadata().latest_gc_cutoff_lsn;
+        Ok(Main { index, covered, horizon, wal: run, stored, received: stored, lines: history.switches })
+    }
+
+    async fn open_branch(&self, index: &IndexKeeper) -> Result<(), Trouble> {
+        if self.broken != Broken::NoOwnIndex {
+            index.inherit(&[]).await?;
+            self.validate().await?;
+        }
+        Ok(())
+    }
+
+    /// Finds an object that an index names, as big as it says.
+    async fn look_at(&self, path: &str, size: Option<u64>) -> Result<(), Trouble> {
+        match self.bucket.head(path).await {
+            Ok(found) if size.is_some_and(|size| size != found.size) => {
+                Err(Trouble::Violation(format!("{path} does not have the bytes that its index was told of")))
+            }
+            Ok(_) => Ok(()),
+            Err(BucketError::NotFound(_)) => Err(self.gone(path).await),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Why an object is not there: a newer owner may have deleted it.
+    async fn gone(&self, path: &str) -> Trouble {
+        if self.broken == Broken::MissingBelieved {
+            return Trouble::Violation(format!("{path} is believed to be lost"));
+        }
+        match self.claim.validate().await {
+            Ok(()) => Trouble::Violation(format!("{path} is gone, and nobody claimed since")),
+            Err(error) => error.into(),
+        }
+    }
+
+    // The source.
+
+    /// Finds out whether the slot may be taken, and notes how the source went on since.
+    async fn connect(&self, opened: &mut Opened, lines: &[(Tli, Lsn)]) -> Outcome {
+        self.validate_unless(Broken::SlotUnlisted).await?;
+        let main = &mut opened.main;
+        let known = main.index.part().await.palimpsest.map(|ours| ours.tli_history).unwrap_or_default();
+        let new: Vec<TliStart> = lines
+            .iter()
+            .map(|(tli, from)| TliStart { tli: *tli, from: *from })
+            .filter(|start| !known.contains(start))
+            .collect();
+        if let Some(fork) = new.iter().find(|start| start.from < main.received) {
+            self.claim.validate().await?;
+            return Err(Trouble::Violation(format!(
+                "the owner has {}, and its source went on without that from {} as {}",
+                main.received, fork.from, fork.tli.0
+            )));
+        }
+        if !new.is_empty() && self.broken != Broken::SwitchNotNoted {
+            let note = |part: &mut IndexPart| ours(part).tli_history.extend(new);
+            main.index.update(note).await?;
+            self.validate().await?;
+        }
+        main.lines = lines.to_vec();
+        Ok(Said::MayConnect)
+    }
+
+    /// Puts what was received up to here into the bucket, and says so once that is validated.
+    async fn store_wal(&self, opened: &mut Opened, through: Lsn) -> Outcome {
+        if self.broken == Broken::MemoryReported {
+            self.validate().await?;
+            return Ok(Said::Reported(opened.main.received));
+        }
+        if self.broken == Broken::ValidationBeforePut {
+            self.validate().await?;
+        }
+        self.put_wal(&mut opened.main, through).await?;
+        self.validate_unless(Broken::ValidationBeforePut).await?;
+        Ok(Said::Reported(opened.main.stored))
+    }
+
+    async fn put_wal(&self, main: &mut Main, through: Lsn) -> Result<(), Trouble> {
+        while main.stored < through {
+            let (tli, line_end) = line_at(&main.lines, main.stored);
+            let end = through.min(line_end.unwrap_or(Lsn::MAX));
+            let object = StoredWal { tli, start: main.stored, end, generation: self.generation(), size: 1 };
+            let path = wal_path(self.shard(), MAIN, &object);
+            match self.bucket.put(&path, body(1), PutIf::Absent).await {
+                // What is there under this name is of this owner, and has the same bytes.
+                Ok(_) | Err(BucketError::Precondition(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+            main.stored = end;
+            main.wal.push(object);
+        }
+        Ok(())
+    }
+
+    /// Makes a layer of what was received; the WAL below is not needed any more.
+    async fn flush(&self, opened: &mut Opened) -> Outcome {
+        let main = &mut opened.main;
+        let last = main.received;
+        let name = LayerName::Delta { keys: Key::ALL, lsns: main.covered..last };
+        let metadata = self.put_layer(&name, self.other_bytes()).await?;
+        main.index
+            .update(|part| {
+                part.layer_metadata.insert(name, metadata);
+                part.update_metadata(|metadata| metadata.disk_consistent_lsn = last);
+                ours(part).wal_objects.retain(|object| object.end > last);
+            })
+            .await?;
+        main.covered = last;
+        self.validate_unless(Broken::WalDeletedUnvalidated).await?;
+        let (below, above) = main.wal.drain(..).partition(|object| object.end <= last);
+        main.wal = above;
+        let below: Vec<StoredWal> = below;
+        delete_wal(&self.bucket, self.shard(), MAIN, &below).await;
+        Ok(Said::Deleted(below.iter().map(|object| wal_path(self.shard(), MAIN, object)).collect()))
+    }
+
+    // Layers.
+
+    /// How many bytes a layer has that has other ones in each try.
+    fn other_bytes(&self) -> u64 {
+        1 + self.drawn % 509
+    }
+
+    async fn put_layer(&self, name: &LayerName, file_size: u64) -> Result<LayerMetadata, Trouble> {
+        let path = self.layer_path(name, Some(self.generation()));
+        match self.bucket.put(&path, body(file_size), PutIf::Absent).await {
+            Ok(_) => {}
+            // An earlier try got there. Only if it had the same bytes it is this layer.
+            Err(BucketError::Precondition(_)) => {
+                if self.bucket.head(&path).await?.size != file_size {
+                    return Err(Trouble::Refused);
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(LayerMetadata {
+            file_size,
+            generation: Some(self.generation()),
+            shard: self.shard().shard,
+            palimpsest: None,
+            unknown: Unknown::new(),
+        })
+    }
+
+    fn layer_path(&self, layer: &LayerName, generation: Option<Generation>) -> String {
+        let name = LayerObjectName { layer: layer.clone(), generation };
+        ObjectPath::Layer { tenant: self.shard(), timeline: MAIN, name }.to_string()
+    }
+
+    /// Makes one layer of all, and deletes those.
+    async fn compact(&self, opened: &mut Opened) -> Outcome {
+        let main = &opened.main;
+        let before = main.index.part().await.layer_metadata;
+        if before.len() < 2 {
+            return Ok(Said::Nothing);
+        }
+        let name = LayerName::Image { keys: Key::ALL, lsn: main.covered };
+        let metadata = self.put_layer(&name, self.other_bytes()).await?;
+        main.index
+            .update(|part| {
+                part.layer_metadata.clear();
+                part.layer_metadata.insert(name, metadata);
+            })
+            .await?;
+        self.validate_unless(Broken::DeletesUnvalidated).await?;
+        let old = before.iter().map(|(name, metadata)| self.layer_path(name, metadata.generation)).collect();
+        self.delete(old).await
+    }
+
+    /// Deletes what earlier owners left and this owner's index, and so every later one, does not name.
+    async fn collect(&self, opened: &mut Opened) -> Outcome {
+        self.validate_unless(Broken::DeletesUnvalidated).await?;
+        let part = opened.main.index.part().await;
+        let mut named: Vec<String> = part
+            .layer_metadata
+            .iter()
+            .map(|(name, metadata)| self.layer_path(name, metadata.generation))
+            .collect();
+        named.extend(opened.main.wal.iter().map(|object| wal_path(self.shard(), MAIN, object)));
+        let prefix = timeline_prefix(self.shard(), MAIN);
+        let listed = self.bucket.list(ListRequest { prefix: &prefix, ..ListRequest::default() }).await?;
+        let mut found: Vec<String> = listed.objects.into_iter().map(|object| object.path).collect();
+        let wal = list_wal(&self.bucket, self.shard(), MAIN).await?;
+        found.extend(wal.iter().map(|object| wal_path(self.shard(), MAIN, object)));
+        let (any, all) = (self.broken == Broken::CollectsAnyGeneration, self.broken == Broken::CollectsNamed);
+        found.retain(|path| all || !named.contains(path));
+        found.retain(|path| writer(path).is_some_and(|writer| any || writer < self.generation()));
+        self.delete(found).await
+    }
+
+    async fn delete(&self, paths: Vec<String>) -> Outcome {
+        if paths.is_empty() {
+            return Ok(Said::Nothing);
+        }
+        self.bucket.delete(&paths).await?;
+        Ok(Said::Deleted(paths))
+    }
+
+    /// Reads: finds a layer that the index names.
+    async fn read(&self, opened: &mut Opened) -> Outcome {
+        let layers = opened.main.index.part().await.layer_metadata;
+        let which = self.drawn as usize % layers.len().max(1);
+        if let Some((name, metadata)) = layers.iter().nth(which) {
+            self.look_at(&self.layer_path(name, metadata.generation), Some(metadata.file_size)).await?;
+        }
+        Ok(Said::Nothing)
+    }
+
+    /// Lets go of history below everything that was promised.
+    async fn move_horizon(&self, opened: &mut Opened) -> Outcome {
+        let branches = opened.branches.values().map(|(_, begin)| *begin).min().unwrap_or(Lsn::MAX);
+        let main = &mut opened.main;
+        let wanted = main.covered.min(branches);
+        let mut horizon = wanted;
+        let put = main
+            .index
+            .update(|part| {
+                let leased = ours(part).leases.iter().map(|lease| lease.lsn).min().unwrap_or(Lsn::MAX);
+                horizon = wanted.min(leased);
+                part.update_metadata(|metadata| metadata.latest_gc_cutoff_lsn = horizon);
+            })
+            .await;
+        // Also when the answer was lost: it may be what the next owner reads.
+        main.horizon = main.horizon.max(horizon);
+        put?;
+        self.validate().await?;
+        Ok(Said::Collected)
+    }
+
+    // Promises.
+
+    /// Keeps an LSN readable in place of the one before.
+    async fn lease(&self, opened: &mut Opened, lsn: Lsn) -> Outcome {
+        if lsn < opened.main.horizon {
+            return Err(Trouble::Refused);
+        }
+        let valid_until = UtcTime::from_system_time(SystemTime::UNIX_EPOCH + FOR_GOOD);
+        opened.main.index.update(|part| ours(part).leases = vec![Lease { lsn, valid_until }]).await?;
+        self.validate_unless(Broken::LeaseUnvalidated).await?;
+        Ok(Said::Leased(lsn))
+    }
+
+    /// Makes a branch.
+    async fn branch(&self, opened: &mut Opened, new: TimelineId, lsn: Lsn) -> Outcome {
+        if let Some((_, begin)) = opened.branches.get(&new) {
+            let begin = *begin;
+            if begin < opened.main.horizon {
+                return Err(Trouble::Refused);
+            }
+            self.validate_unless(Broken::BranchUnvalidated).await?;
+            return Ok(Said::Branched(new, begin));
+        }
+        let is_buried = deletion::is_buried(&self.bucket, self.shard(), new).await?;
+        if (is_buried && self.broken != Broken::TombstoneIgnored) || lsn < opened.main.horizon {
+            return Err(Trouble::Refused);
+        }
+        if lsn > opened.main.covered && self.broken != Broken::BranchBeforeWal {
+            let received = opened.main.received;
+            self.put_wal(&mut opened.main, received).await?;
+            self.validate().await?;
+        }
+        let part = index(lsn, Some(MAIN), Vec::new());
+        let index = IndexKeeper::create(self.claim.clone(), new, part).await?;
+        opened.branches.insert(new, (Arc::new(index), lsn));
+        self.validate_unless(Broken::BranchUnvalidated).await?;
+        Ok(Said::Branched(new, lsn))
+    }
+
+    /// Changes a branch a little.
+    async fn touch(&self, opened: &mut Opened, which: TimelineId) -> Outcome {
+        let Some((index, _)) = opened.branches.get(&which) else { return Err(Trouble::Refused) };
+        index.update(|_| {}).await?;
+        self.validate().await?;
+        Ok(Said::Nothing)
+    }
+
+    /// Deletes a branch for good.
+    async fn bury(&self, opened: &mut Opened, which: TimelineId) -> Outcome {
+        if self.broken == Broken::NoTombstone {
+            self.validate().await?;
+            let prefix = index_prefix(self.shard(), which);
+            let listed = self.bucket.list(ListRequest { prefix: &prefix, ..ListRequest::default() }).await?;
+            self.delete(listed.objects.into_iter().map(|object| object.path).collect()).await?;
+        } else {
+            deletion::delete_timeline_data(&self.claim, which).await?;
+        }
+        opened.branches.remove(&which);
+        Ok(Said::Buried(which))
+    }
+}
+
+/// A timeline's first index.
+fn index(begin: Lsn, ancestor: Option<TimelineId>, tli_history: Vec<TliStart>) -> IndexPart {
+    let metadata = TimelineMetadata {
+        disk_consistent_lsn: begin,
+        prev_record_lsn: None,
+        ancestor_timeline: ancestor,
+        ancestor_lsn: if ancestor.is_some() { begin } else { Lsn(0) },
+        latest_gc_cutoff_lsn: BASE,
+        initdb_lsn: BASE,
+        pg_version: PgMajor::V17,
+        unknown: Unknown::new(),
+    };
+    let segment = WalSegmentSize::new(16 << 20).expect("a size that Postgres has");
+    let mut ours = vanilla_extension(1, segment, false, Tli(1), BASE);
+    ours.readable_from = BASE;
+    ours.tli_history = tli_history;
+    IndexPart::new(metadata, Some(ours))
+}
+
+fn ours(part: &mut IndexPart) -> &mut codec::index_part::Extension {
+    part.palimpsest.as_mut().expect("every index here has our part")
+}
+
+fn body(size: u64) -> Body {
+    Body::Bytes(vec![b'x'; size as usize].into())
+}
+
+/// Who wrote a layer or WAL; an index is neither.
+fn writer(path: &str) -> Option<Generation> {
+    match path.parse().ok()? {
+        ObjectPath::Layer { name, .. } => name.generation,
+        ObjectPath::Wal { generation, .. } => Some(generation),
+        _ => None,
+    }
+}

@@ -1,0 +1,71 @@
+//! The Postgres whose history is kept: its WAL, its one slot, and the line of primaries that it is.
+
+use model::{Generation, Lsn, Tli};
+
+/// Where its WAL begins to matter.
+pub const BASE: Lsn = Lsn(0x1000);
+
+/// A primary, and after it whoever was promoted.
+pub struct Source {
+    /// Postgres timelines, and where each begins.
+    pub lines: Vec<(Tli, Lsn)>,
+    /// End of its WAL.
+    pub end: Lsn,
+    /// End of its last commit: so far keepers store by themselves.
+    pub committed: Lsn,
+    /// What was reported to be safe. It may have forgotten what is below.
+    pub told: Lsn,
+    /// By whom.
+    pub told_by: Generation,
+    /// Who receives, if anybody: there is one slot.
+    pub stream: Option<Stream>,
+    /// It shuts down, and waits until all of its WAL is reported to be safe.
+    pub stopping: bool,
+}
+
+/// Who receives from the slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stream {
+    /// Which pod.
+    pub server: usize,
+    /// As which owner.
+    pub generation: Generation,
+}
+
+impl Source {
+    /// A primary that has done nothing yet.
+    pub fn new() -> Source {
+        Source {
+            lines: vec![(Tli(1), BASE)],
+            end: BASE,
+            committed: BASE,
+            told: BASE,
+            told_by: Generation(0),
+            stream: None,
+            stopping: false,
+        }
+    }
+
+    /// It writes some WAL, which may end in a commit.
+    pub fn write(&mut self, records: u64, commits: bool) {
+        self.end = Lsn(self.end.0 + 8 * records);
+        if commits {
+            self.committed = self.end;
+        }
+    }
+
+    /// A standby takes over that has nothing from here on.
+    pub fn fail_over(&mut self, at: Lsn) {
+        let last = self.lines.last().expect("there is a first").0;
+        self.lines.push((Tli(last.0 + 1), at));
+        self.end = at;
+        self.committed = self.committed.min(at);
+        self.stream = None;
+    }
+}
+
+/// The Postgres timeline of the WAL that follows `lsn`, and where it ends if another follows it.
+pub fn line_at(lines: &[(Tli, Lsn)], lsn: Lsn) -> (Tli, Option<Lsn>) {
+    let tli = lines.iter().rev().find(|(_, begin)| *begin <= lsn).map_or(Tli(1), |(tli, _)| *tli);
+    (tli, lines.iter().map(|(_, begin)| *begin).find(|begin| *begin > lsn))
+}
