@@ -20,6 +20,8 @@ pub const POOL: &str = "main";
 pub const OTHER_NAMESPACE: &str = "storage-other";
 /// The name of the second pool.
 pub const OTHER_POOL: &str = "other";
+/// The name of the operator beside it.
+pub const OTHER_OPERATOR: &str = "palimpsest-other";
 
 /// Password of the role `palimpsest` of every source: key `acme` of the Secret that the pool mounts.
 pub const PASSWORD: &str = "change-me-please";
@@ -97,12 +99,8 @@ pub fn install(cluster: &Cluster, images: &Images) -> Result<()> {
             Duration::from_mins(1),
         )?;
     }
-    let test_image = format!("tests.image={}", images.name("pageserver"));
-    let image = images.of_chart("operator");
-    let operator = ["--set", &image, "--set", &test_image];
-    upgrade(cluster, "palimpsest", "palimpsest", OPERATOR_NAMESPACE, &operator)?;
+    install_operator(cluster, images, &[])?;
     install_pool(cluster, images, POOL, POOL_NAMESPACE, 2)?;
-    cluster.rolled_out(OPERATOR_NAMESPACE, "deployment/palimpsest", Duration::from_mins(3))?;
     cluster.rolled_out(POOL_NAMESPACE, "deployment/s3", Duration::from_mins(3))?;
     pool_is_ready(cluster, POOL, POOL_NAMESPACE)?;
     for (release, namespace) in [("palimpsest", OPERATOR_NAMESPACE), (POOL, POOL_NAMESPACE)] {
@@ -110,6 +108,26 @@ pub fn install(cluster: &Cluster, images: &Images) -> Result<()> {
         ensure!(told.contains("Succeeded"), "helm test {release} says {told}");
     }
     Ok(())
+}
+
+/// Installs the operator for some namespaces, or for all.
+pub fn install_operator(cluster: &Cluster, images: &Images, namespaces: &[&str]) -> Result<()> {
+    let image = format!("{},tests.image={}", images.of_chart("operator"), images.name("pageserver"));
+    let namespaces = format!("watchNamespaces={}", serde_json::json!(namespaces));
+    let values = ["--set", &image, "--set-json", &namespaces];
+    upgrade(cluster, "palimpsest", "palimpsest", OPERATOR_NAMESPACE, &values)?;
+    cluster.rolled_out(OPERATOR_NAMESPACE, "deployment/palimpsest", Duration::from_mins(3))
+}
+
+/// Installs a second operator, which knows of no other namespaces than these.
+pub fn install_other_operator(cluster: &Cluster, images: &Images, namespaces: &[&str]) -> Result<()> {
+    let image = images.of_chart("operator");
+    let namespaces = format!("watchNamespaces={}", serde_json::json!(namespaces));
+    // One policy that protects from deletion serves the whole cluster.
+    let own = "replicas=1,deletionProtection.enabled=false,controlAuth.secretName=operator-control";
+    let values = ["--set", &image, "--set-json", &namespaces, "--set", own];
+    upgrade(cluster, OTHER_OPERATOR, "palimpsest", OTHER_NAMESPACE, &values)?;
+    cluster.rolled_out(OTHER_NAMESPACE, &format!("deployment/{OTHER_OPERATOR}"), Duration::from_mins(3))
 }
 
 /// Installs a pool with the examples' own values, over the bucket that all pools share.
@@ -170,15 +188,16 @@ fn make_certificates(cluster: &Cluster) -> Result<()> {
     }
     cluster.apply(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {OTHER_NAMESPACE}}}}}"))?;
     let authority = Issuer::new("stories")?;
-    let secret = |namespace: &str, name: &str| -> Result<()> {
+    let secret = |namespace: &str, secret: &str, name: &str| -> Result<()> {
         let (certificate, key) = authority.issue(name)?;
         let data = serde_json::json!({"tls.crt": certificate, "tls.key": key, "ca.crt": authority.pem()});
-        make_secret(cluster, namespace, NAME, &data)
+        make_secret(cluster, namespace, secret, &data)
     };
-    secret(OTHER_NAMESPACE, &format!("{OTHER_POOL}-pods.{OTHER_NAMESPACE}.svc"))?;
-    secret(POOL_NAMESPACE, &format!("{POOL}-pods.{POOL_NAMESPACE}.svc"))?;
+    secret(OTHER_NAMESPACE, NAME, &format!("{OTHER_POOL}-pods.{OTHER_NAMESPACE}.svc"))?;
+    secret(OTHER_NAMESPACE, "operator-control", "palimpsest-operator")?;
+    secret(POOL_NAMESPACE, NAME, &format!("{POOL}-pods.{POOL_NAMESPACE}.svc"))?;
     // Last: where it is, the others are.
-    secret(OPERATOR_NAMESPACE, "palimpsest-operator")
+    secret(OPERATOR_NAMESPACE, NAME, "palimpsest-operator")
 }
 
 fn make_secret(cluster: &Cluster, namespace: &str, name: &str, data: &serde_json::Value) -> Result<()> {

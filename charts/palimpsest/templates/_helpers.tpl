@@ -51,7 +51,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "palimpsest.rules.namespaced" -}}
 - apiGroups: [palimpsest.dev]
   resources: [pageserverpools, tenants, timelines]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 # Finalizers; what users want is never changed.
 - apiGroups: [palimpsest.dev]
   resources: [tenants, timelines]

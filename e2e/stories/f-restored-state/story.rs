@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use e2e::nodes::{Nodes, Objects};
 use e2e::placed::Placed;
-use e2e::platform::{self, Images, OPERATOR_NAMESPACE, OTHER_NAMESPACE, OTHER_POOL, POOL_NAMESPACE};
+use e2e::platform::{
+    self, Images, OPERATOR_NAMESPACE, OTHER_NAMESPACE, OTHER_OPERATOR, OTHER_POOL, POOL_NAMESPACE,
+};
 use e2e::reader::Reader;
 use e2e::source::Source;
 use e2e::{Cluster, Story};
@@ -74,8 +76,10 @@ fn etcd_is_restored(story: &mut Story, cluster: &Cluster, nodes: &Nodes) -> Resu
 /// A second installation has the same bucket, and is told of the same tenant.
 fn two_pools_meet(story: &mut Story, cluster: &Cluster, images: &Images) -> Result<()> {
     story.step(
-        "Another pool over the same bucket gets a tenant of the same id: it is refused, and says whose it is",
+        "A second installation, with its own operator and pool, has the same bucket and is told of the same tenant: it is refused",
     );
+    platform::install_operator(cluster, images, &[POOL_NAMESPACE, TEAM])?;
+    platform::install_other_operator(cluster, images, &[OTHER_NAMESPACE, OTHER_TEAM])?;
     platform::make_secrets_of_pool(cluster, OTHER_NAMESPACE)?;
     platform::install_pool(cluster, images, OTHER_POOL, OTHER_NAMESPACE, 1)?;
     platform::pool_is_ready(cluster, OTHER_POOL, OTHER_NAMESPACE)?;
@@ -112,7 +116,10 @@ fn two_pools_meet(story: &mut Story, cluster: &Cluster, images: &Images) -> Resu
     cluster.wait(TEAM, "tenant/acme", "Ready", Duration::from_mins(1))?;
     let ours = Placed::of(cluster, TEAM, "acme")?;
     ensure!(ours.generation > theirs.generation, "{ours:?} follows {theirs:?}");
-    cluster.helm(&["uninstall", OTHER_POOL, "--namespace", OTHER_NAMESPACE, "--wait"]).map(drop)
+    for release in [OTHER_POOL, OTHER_OPERATOR] {
+        cluster.helm(&["uninstall", release, "--namespace", OTHER_NAMESPACE, "--wait"])?;
+    }
+    platform::install_operator(cluster, images, &[])
 }
 
 /// The tenant is deleted, with its data, while its owner is cut off.

@@ -706,7 +706,7 @@ impl Refusal {
             ),
             Reason::SourceRefused => (
                 "SourceRefused",
-                "check user, credentials, sslMode, and that pg_hba.conf lets the role make replication connections",
+                "check user, credentials, sslMode, wal_level and max_wal_senders, and that pg_hba.conf lets the role make replication connections",
             ),
             Reason::SourceUnfit => (
                 "SourceUnfit",

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config, Resource, ResourceExt as _};
 use operator::api::condition;
@@ -41,9 +41,16 @@ pub struct Surroundings {
     /// May do everything.
     pub admin: Client,
     pub bucket: TempDir,
+    /// A pool over that directory.
+    pub main: Pool,
     address: IpAddr,
-    control: Port,
     home: TempDir,
+}
+
+/// A pool of pageservers, which all listen on one port for the operator: at most one of them runs at a time.
+pub struct Pool {
+    name: &'static str,
+    control: Port,
 }
 
 impl Surroundings {
@@ -56,10 +63,11 @@ impl Surroundings {
         let kubeconfig =
             plane.kubeconfig_for(ACCOUNT, &["system:serviceaccounts", "system:authenticated"])?;
         std::fs::write(home.path().join("kubeconfig"), kubeconfig)?;
-        let control = Port::take()?;
         let bucket = tempfile::tempdir()?;
-        let this = Surroundings { plane, admin, bucket, address: own_address()?, control, home };
+        let main = Pool { name: "main", control: Port::take()? };
+        let this = Surroundings { plane, admin, bucket, main, address: own_address()?, home };
         this.install().await?;
+        this.make::<PageserverPool>(Some(POOLS), &pool(&this.main)?).await?;
         Ok(this)
     }
 
@@ -82,17 +90,14 @@ impl Surroundings {
             })
             .await?;
         }
-        let pool = json!({
-            "metadata": {"name": "main"},
-            "spec": {
-                "selector": {"matchLabels": {"palimpsest.dev/pool": "main"}},
-                "ports": {"control": self.control.number(), "pg": 6400},
-                "storage": {"provider": "S3", "bucket": "history"},
-                "tenants": {"allowedNamespaces": {"from": "All"}},
-                "controlAuth": {"mode": "BearerFile"},
-            },
-        });
-        self.make::<PageserverPool>(Some(POOLS), &object(pool)?).await
+        Ok(())
+    }
+
+    /// Makes another pool.
+    pub async fn pool(&self, name: &'static str) -> Result<Pool> {
+        let made = Pool { name, control: Port::take()? };
+        self.make::<PageserverPool>(Some(POOLS), &pool(&made)?).await?;
+        Ok(made)
     }
 
     /// The operator has the rights that it has where people install it, and no others.
@@ -108,7 +113,7 @@ impl Surroundings {
                 Some("ClusterRoleBinding") => self.make::<ClusterRoleBinding>(None, &object(value)?).await?,
                 Some("Role") => self.make::<Role>(namespace.as_deref(), &object(value)?).await?,
                 Some("RoleBinding") => {
-                    self.make::<RoleBinding>(namespace.as_deref(), &object(value)?).await?
+                    self.make::<RoleBinding>(namespace.as_deref(), &object(value)?).await?;
                 }
                 _ => {}
             }
@@ -126,6 +131,16 @@ impl Surroundings {
             kube::core::Request::new(url).create(&PostParams::default(), serde_json::to_vec(object)?)?;
         let name = object.name_any();
         self.admin.request::<Value>(request).await.with_context(|| format!("cannot make {name}"))?;
+        Ok(())
+    }
+
+    /// Applies a tenant as kubectl does: a field that does not exist is an error.
+    pub async fn apply_strictly(&self, tenant: &Value) -> Result<()> {
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.admin.clone(), TEAM, &ApiResource::erase::<Tenant>(&()));
+        let how = PatchParams::apply("people").validation_strict();
+        let name = tenant["metadata"]["name"].as_str().context("it has no name")?;
+        api.patch(name, &how, &Patch::Apply(tenant)).await?;
         Ok(())
     }
 
@@ -160,25 +175,36 @@ impl Surroundings {
         Ok(Operator { process, http })
     }
 
-    /// Starts a pageserver with an empty disk, and the pod that it runs in.
+    /// Starts a pageserver of the pool `main` with an empty disk, and the pod that it runs in.
     pub async fn pageserver(&self, pod: &str) -> Result<Pageserver> {
+        self.pageserver_of(&self.main, pod, BucketAt::Directory(self.bucket.path().to_owned()), &[]).await
+    }
+
+    /// The same in a pool, over a bucket, with settings.
+    pub async fn pageserver_of(
+        &self,
+        pool: &Pool,
+        pod: &str,
+        bucket: BucketAt,
+        settings: &[(&str, &str)],
+    ) -> Result<Pageserver> {
         let pods: Api<Pod> = Api::namespaced(self.admin.clone(), POOLS);
         let wanted = json!({
-            "metadata": {"name": pod, "labels": {"palimpsest.dev/pool": "main"}},
+            "metadata": {"name": pod, "labels": {"palimpsest.dev/pool": pool.name}},
             "spec": {"nodeName": "here", "containers": [{"name": "pageserver", "image": "localhost/pageserver"}]},
         });
         let made = pods.create(&PostParams::default(), &object(wanted)?).await?;
         let token = self.home.path().join("token").display().to_string();
         let (uid, control) =
-            (made.uid().context("it has no uid")?, format!("{}:{}", self.address, self.control.number()));
-        let settings = [
+            (made.uid().context("it has no uid")?, format!("{}:{}", self.address, pool.control.number()));
+        let own = [
             ("listen_control_addr", control.as_str()),
             ("control_token_file", &token),
             ("pod_name", pod),
             ("pod_uid", &uid),
             ("wal_seal_age", "300ms"),
         ];
-        let server = Pageserver::start(BucketAt::Directory(self.bucket.path().to_owned()), &settings).await?;
+        let server = Pageserver::start(bucket, &[&own, settings].concat()).await?;
         let address = self.address.to_string();
         let status = json!({"status": {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]}});
         pods.patch_status(pod, &PatchParams::default(), &Patch::Merge(status)).await?;
@@ -314,4 +340,17 @@ fn own_address() -> Result<IpAddr> {
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     socket.connect("192.0.2.1:9").context("this machine has no address but its loopback")?;
     Ok(socket.local_addr()?.ip())
+}
+
+fn pool(pool: &Pool) -> Result<PageserverPool> {
+    object(json!({
+        "metadata": {"name": pool.name},
+        "spec": {
+            "selector": {"matchLabels": {"palimpsest.dev/pool": pool.name}},
+            "ports": {"control": pool.control.number(), "pg": 6400},
+            "storage": {"provider": "S3", "bucket": "history"},
+            "tenants": {"allowedNamespaces": {"from": "All"}},
+            "controlAuth": {"mode": "BearerFile"},
+        },
+    }))
 }

@@ -261,7 +261,7 @@ impl Pageserver for Control {
         if order.shard.shard.count > 1 {
             return Err(invalid(
                 "tenant_shard_id",
-                "is of a tenant with several shards, which is not offered yet",
+                "is of a tenant with several shards, and this version serves tenants of one: make the tenant anew with one shard",
             ));
         }
         let config = request.config.map(config_in).transpose()?;

@@ -178,7 +178,11 @@ impl Client {
         client.send().await?;
         // Read here rather than kept in the settings, as libpq does.
         let environment = std::env::var("PGPASSWORD").ok();
-        client.authenticate(&info.user, || info.password_for(place, environment.as_deref())).await?;
+        let password = || {
+            let missing = || ClientError::Authentication(info.no_password());
+            info.password_for(place, environment.as_deref()).ok_or_else(missing)
+        };
+        client.authenticate(&info.user, password).await?;
         loop {
             match client.message().await? {
                 Message { tag: b'Z', .. } => return Ok(client),
@@ -191,10 +195,8 @@ impl Client {
     async fn authenticate(
         &mut self,
         user: &str,
-        password: impl Fn() -> Option<String>,
+        password: impl Fn() -> Result<String, ClientError>,
     ) -> Result<(), ClientError> {
-        let password =
-            || password().ok_or_else(|| ClientError::Authentication("the source wants a password".into()));
         let mut scram: Option<ScramSha256> = None;
         let failed = |error: io::Error| ClientError::Authentication(error.to_string());
         loop {

@@ -275,6 +275,16 @@ impl ConnInfo {
         })
     }
 
+    /// What is to be done when a source wants a password and there is none.
+    pub fn no_password(&self) -> String {
+        match &self.credentials {
+            Some(key) => format!(
+                "the source wants a password, and there is no key {key} to be read among the mounted credentials"
+            ),
+            None => "the source wants a password, and none is given".into(),
+        }
+    }
+
     /// The same with places to find passwords in, unless the string names its own.
     #[must_use]
     pub fn or_secrets(mut self, secrets: &Secrets) -> Self {

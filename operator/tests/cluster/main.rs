@@ -1,6 +1,6 @@
 //! The operator against a real API server, real pageservers and a real Postgres: with the roles that it has where people install it.
 
-#[path = "cluster/surroundings.rs"]
+mod bad_input;
 mod surroundings;
 
 use anyhow::{Context as _, Result, ensure};
