@@ -43,7 +43,7 @@ impl<A> Default for Memory<A> {
     }
 }
 
-impl<A: Clone + Default> Memory<A> {
+impl<A: Clone + Default + PartialEq> Memory<A> {
     /// What was answered about this spec of a resource.
     pub fn answers(&self, uid: &str, generation: Option<i64>) -> A {
         self.with(uid, |entry| {
@@ -54,9 +54,13 @@ impl<A: Clone + Default> Memory<A> {
         })
     }
 
-    /// Changes what was answered.
-    pub fn learn(&self, uid: &str, change: impl FnOnce(&mut A)) {
-        self.with(uid, |entry| change(&mut entry.answers));
+    /// Changes what was answered. Answers whether that was anything new.
+    pub fn learn(&self, uid: &str, change: impl FnOnce(&mut A)) -> bool {
+        self.with(uid, |entry| {
+            let before = entry.answers.clone();
+            change(&mut entry.answers);
+            entry.answers != before
+        })
     }
 
     /// We replaced this version of a resource.

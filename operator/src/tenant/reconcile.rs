@@ -160,8 +160,9 @@ async fn make(context: &Context, tenant: &Tenant, pool: &PoolView, made: &[Call]
     let answered =
         join_all(made.iter().map(|call| calls::make(context, tenant, namespace, &open.uid, call))).await;
     let mut failure: Option<&CallError> = None;
+    let mut is_news = false;
     for (call, answered) in made.iter().zip(&answered) {
-        context.tenants.learn(&uid, |answers| calls::remember(answers, call, answered));
+        is_news |= context.tenants.learn(&uid, |answers| calls::remember(answers, call, answered));
         if let Err(error) = answered {
             tracing::info!(pod = call.pod, kind = ?call.kind, "a call failed: {}", error.message);
             failure = Some(error);
@@ -171,9 +172,9 @@ async fn make(context: &Context, tenant: &Tenant, pool: &PoolView, made: &[Call]
         context.tenants.succeeded(&uid);
         return SOON;
     }
+    let pause = context.tenants.failed(&uid, &which, false, Instant::now());
     // What was learnt may change what is to be done: that is decided at once, and the same calls wait.
-    context.tenants.failed(&uid, &which, false, Instant::now());
-    AFTER_CALLS
+    if is_news { AFTER_CALLS } else { pause }
 }
 
 async fn tell(context: &Context, tenant: &Tenant, news: &News) {

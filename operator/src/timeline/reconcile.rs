@@ -163,8 +163,9 @@ async fn make(context: &Context, timeline: &Timeline, tenant: Option<&Tenant>, m
     let namespace = tenant.map_or(own, Tenant::pool_namespace);
     let answered = join_all(made.iter().map(|call| calls::make(context, namespace, call))).await;
     let mut failure = None;
+    let mut is_news = false;
     for (call, answered) in made.iter().zip(&answered) {
-        context.timelines.learn(&uid, |answers| calls::remember(answers, call, answered));
+        is_news |= context.timelines.learn(&uid, |answers| calls::remember(answers, call, answered));
         match answered {
             Ok(Learnt::Ended(warning)) if !warning.is_empty() => {
                 context.event(&timeline.object_ref(&()), true, "SourceLeft", "Delete", warning.clone()).await;
@@ -176,11 +177,11 @@ async fn make(context: &Context, timeline: &Timeline, tenant: Option<&Tenant>, m
             }
         }
     }
-    match failure {
-        None => context.timelines.succeeded(&uid),
-        Some(refusal) => {
-            context.timelines.failed(&uid, &which, !refusal.is_transient(), Instant::now());
-        }
-    }
-    AFTER_CALLS
+    let Some(refusal) = failure else {
+        context.timelines.succeeded(&uid);
+        return AFTER_CALLS;
+    };
+    let pause = context.timelines.failed(&uid, &which, !refusal.is_transient(), Instant::now());
+    // What was learnt may change what is to be said or done: that is decided at once, and the same calls wait.
+    if is_news { AFTER_CALLS } else { pause }
 }
