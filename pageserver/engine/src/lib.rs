@@ -32,5 +32,6 @@ pub mod tenant;
 pub mod time;
 pub mod timeline;
 pub mod wal_keeper;
+pub mod wal_memory;
 pub mod wal_run;
 pub mod wal_target;

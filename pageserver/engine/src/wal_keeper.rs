@@ -23,9 +23,10 @@ use tracing::{debug, info};
 use crate::claim::{Claim, ValidateError};
 use crate::object_path::ObjectPath;
 use crate::ports::{Body, Bucket, BucketError, PutIf};
+use crate::wal_memory::{OWN_SHARE, WalMemory};
 
 /// When WAL is sealed, stored and validated.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct WalKeeping {
     /// An object is sealed when it holds so many bytes.
     pub seal_bytes: usize,
@@ -37,6 +38,8 @@ pub struct WalKeeping {
     pub max_pending: usize,
     /// Claims are listed at most this often unless somebody waits for the answer.
     pub validate_every: Duration,
+    /// The same bytes of all timelines together.
+    pub memory: Arc<WalMemory>,
 }
 
 impl Default for WalKeeping {
@@ -47,6 +50,7 @@ impl Default for WalKeeping {
             idle_seal_age: Duration::from_mins(10),
             max_pending: 64 << 20,
             validate_every: Duration::from_mins(1),
+            memory: WalMemory::new(256 << 20),
         }
     }
 }
@@ -107,6 +111,14 @@ struct Shared {
     flushed: watch::Sender<Lsn>,
     failed: watch::Sender<Option<KeepWalError>>,
     policy: WalKeeping,
+}
+
+impl Drop for Shared {
+    /// What was not stored is forgotten: the source has it still.
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.policy.memory.give_back(state.pending);
+    }
 }
 
 struct State {
@@ -202,15 +214,20 @@ impl WalKeeper {
     /// Takes received bytes; waits while too much is pending. Bytes that were received before are dropped, after a look whether
     /// they are the same.
     pub async fn append(&self, at: Lsn, tli: Tli, bytes: &[u8]) -> Result<(), KeepWalError> {
+        let memory = &self.shared.policy.memory;
         loop {
-            let room = self.shared.room.notified();
+            let (own_room, room) = (self.shared.room.notified(), memory.room());
             if let Some(error) = self.shared.failed.borrow().clone() {
                 return Err(error);
             }
-            if self.state().pending < self.shared.policy.max_pending {
+            let pending = self.state().pending;
+            if pending < self.shared.policy.max_pending && (pending < OWN_SHARE || !memory.is_full()) {
                 break;
             }
-            room.await;
+            tokio::select! {
+                () = own_room => {}
+                () = room => {}
+            }
         }
         let must_seal = {
             let mut state = self.state();
@@ -233,8 +250,11 @@ impl WalKeeper {
             state.received = start.add(fresh.len() as u64);
             state.remember(fresh);
             state.pending += fresh.len();
+            memory.take(fresh.len());
             state.first_pending.get_or_insert_with(Instant::now);
             state.pending >= self.shared.policy.seal_bytes
+                || (state.pending >= OWN_SHARE
+                    && (state.pending - fresh.len() < OWN_SHARE || memory.is_short()))
         };
         if must_seal {
             self.shared.work.notify_one();
@@ -399,6 +419,7 @@ impl WalKeeper {
                 () = self.shared.work.notified() => {}
                 () = sleep_until(wake_at) => {}
                 () = stop.cancelled() => {}
+                () = self.must_store_early() => {}
             }
         }
     }
@@ -410,6 +431,15 @@ impl WalKeeper {
         [by_commit, idle].into_iter().flatten().min()
     }
 
+    /// Waits until memory is short, and what we hold is worth an object.
+    async fn must_store_early(&self) {
+        if self.state().pending < OWN_SHARE {
+            // Whoever brings more wakes us.
+            std::future::pending::<()>().await;
+        }
+        self.shared.policy.memory.short().await;
+    }
+
     /// The next object's bytes, if it is time to seal one.
     fn take_due(&self, stopping: bool) -> Option<Run> {
         let deadline = self.seal_deadline();
@@ -419,6 +449,7 @@ impl WalKeeper {
             || state.pending >= self.shared.policy.seal_bytes
             || state.runs.len() > 1
             || state.seal_through > front.start
+            || (state.pending >= OWN_SHARE && self.shared.policy.memory.is_short())
             || deadline.is_some_and(|at| at <= Instant::now());
         if !due {
             return None;
@@ -460,6 +491,7 @@ impl WalKeeper {
             state.objects.push_back(object);
             state.pending -= raw_len;
         }
+        self.shared.policy.memory.give_back(raw_len);
         self.shared.stored.send_replace(end);
         self.shared.room.notify_waiters();
         Ok(())

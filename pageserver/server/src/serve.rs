@@ -12,6 +12,7 @@ use engine::ports::Bucket;
 use engine::tenant::Tenants;
 use engine::timeline::TimelinePolicy;
 use engine::wal_keeper::WalKeeping;
+use engine::wal_memory::WalMemory;
 use prometheus::Registry;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpListener;
@@ -134,6 +135,8 @@ async fn serve(
             seal_age: config.wal_seal_age.0,
             idle_seal_age: config.wal_idle_seal_age.0,
             validate_every: config.wal_report_every.0,
+            // Beside the tails that are made of it.
+            memory: WalMemory::new(config.tail_memory.0 as usize / 4),
             ..WalKeeping::default()
         },
         ..TimelinePolicy::default()

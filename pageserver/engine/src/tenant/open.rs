@@ -90,7 +90,7 @@ impl Tenants {
             claim: tenant.claim().clone(),
             cache: Arc::clone(&self.inner.cache),
             budget: Arc::clone(&self.inner.budget),
-            policy: self.inner.policy,
+            policy: self.inner.policy.clone(),
             freeze_bytes: tenant.freeze_bytes(),
         }
     }

@@ -40,7 +40,7 @@ pub use owner::OwnerError;
 pub use replay::{OpenError, TimelineSurroundings, TimelineTasks, open};
 
 /// How a timeline turns WAL into layers.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct TimelinePolicy {
     /// The open tail is frozen when it holds so many bytes.
     pub freeze_bytes: usize,

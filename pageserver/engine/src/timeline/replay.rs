@@ -138,7 +138,7 @@ pub async fn open(
     let (decoder, wal_start) =
         decoder_for(&facts, &found.wal, &run, found.disk_consistent_lsn, found.prev_record_lsn);
     let received = run.last().map_or(wal_start, |last| counted_end(&found.wal, last));
-    let keeper = WalKeeper::new(received, run.clone(), place.policy.wal);
+    let keeper = WalKeeper::new(received, run.clone(), place.policy.wal.clone());
 
     let (to_owner, wal) = mpsc::channel(WAL_QUEUE);
     let (ask_owner, requests) = mpsc::channel(REQUEST_QUEUE);
@@ -170,7 +170,7 @@ pub async fn open(
         Flusher { layers: Arc::new(layer_store), index, keeper: keeper.clone(), frozen, done: flush_done };
     let mut owner = Owner {
         shared: Arc::clone(&shared),
-        policy: place.policy,
+        policy: place.policy.clone(),
         freeze_bytes: Arc::clone(&place.freeze_bytes),
         decoder,
         ingest,
