@@ -187,7 +187,11 @@ SH
 
 up() {
     [ "$(id -u)" -eq 0 ] || die "Docker in a network of its own needs root; set KUBECONFIG to a cluster that is there instead"
-    [ ! -e "/run/netns/$network" ] || die "it is up already, or was left behind: $0 down"
+    if [ -e "/run/netns/$network" ]; then
+        ! kill -0 "$(cat "$state/dockerd.pid" 2>/dev/null || echo none)" 2>/dev/null || die "it is up already: end it with $0 down"
+        say "tidying up after one that was broken off"
+        down
+    fi
     packages
     "$scripts/install-kubernetes.sh" all
     "$here/install.sh" all
