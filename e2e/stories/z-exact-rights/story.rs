@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::BufReader;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use e2e::{Cluster, platform};
@@ -38,7 +39,19 @@ fn granted(cluster: &Cluster) -> Result<BTreeSet<Right>> {
     Ok(rights)
 }
 
-fn used(log: impl std::io::BufRead, user: &str) -> Result<BTreeSet<Right>> {
+/// A log and what it was before the API server began it anew: `audit.log`, `audit-<time>.log`.
+fn parts(log: &Path) -> Result<Vec<PathBuf>> {
+    let stem = log.file_stem().and_then(|stem| stem.to_str()).context("the audit log has no name")?;
+    let directory = log.parent().context("the audit log is in no directory")?;
+    let is_part = |path: &PathBuf| {
+        path.extension() == log.extension()
+            && path.file_stem().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(stem))
+    };
+    let entries: Vec<_> = std::fs::read_dir(directory)?.collect::<Result<_, _>>()?;
+    Ok(entries.into_iter().map(|entry| entry.path()).filter(is_part).collect())
+}
+
+fn used_by(user: &str, log: impl std::io::BufRead) -> Result<BTreeSet<Right>> {
     let mut rights = BTreeSet::new();
     for line in log.lines() {
         let event: Value =
@@ -67,8 +80,12 @@ fn the_operator_used_exactly_what_its_roles_grant() -> Result<()> {
     };
     let cluster = Cluster::from_environment()?;
     let user = format!("system:serviceaccount:{}:palimpsest", platform::OPERATOR_NAMESPACE);
-    let file = std::fs::File::open(&log).with_context(|| format!("cannot open {}", log.display()))?;
-    let (used, granted) = (used(BufReader::new(file), &user)?, granted(&cluster)?);
+    let mut used = BTreeSet::new();
+    for file in parts(Path::new(&log))? {
+        let file = std::fs::File::open(&file).with_context(|| format!("cannot open {}", file.display()))?;
+        used.extend(used_by(&user, BufReader::new(file))?);
+    }
+    let granted = granted(&cluster)?;
     let beyond: Vec<_> = used.difference(&granted).collect();
     // An apply that makes an object is logged as a patch, and needs both rights.
     let applies = |(group, resource, verb): &&Right| {
@@ -89,7 +106,7 @@ fn a_log_tells_groups_resources_and_verbs_of_one_user() {
 {"user":{"username":"a"},"verb":"get","requestURI":"/version"}"#;
     let right =
         |group: &str, resource: &str, verb: &str| (group.to_owned(), resource.to_owned(), verb.to_owned());
-    let rights = used(log.as_bytes(), "a").unwrap();
+    let rights = used_by("a", log.as_bytes()).unwrap();
     assert_eq!(
         rights,
         [right("", "pods", "list"), right("palimpsest.dev", "tenants/status", "update")].into()
