@@ -45,7 +45,7 @@ use broken::Broken;
 use world::{STEPS, World};
 
 /// Seeds that are played unless told otherwise.
-const SEEDS: u64 = 20_000;
+const SEEDS: u64 = 100_000;
 /// Within so many seeds a broken rule must be caught.
 const SEEDS_TO_CATCH: u64 = 20_000;
 

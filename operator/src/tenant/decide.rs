@@ -767,11 +767,13 @@ impl Pass<'_> {
                 self.serve_shard(shard, entry)
             };
         };
+        // A status that was restored may know of an older owner than the pageserver, which refuses what is meant for that one.
+        let held = report.shards.get(&shard).map_or(0, |held| held.generation);
         let call = Call {
             pod: pageserver.pod.clone(),
             instance: report.instance.clone(),
             shard,
-            generation: entry.generation,
+            generation: entry.generation.max(held),
             attempt: format!("delete-{}", self.tenant.metadata.uid.as_deref().unwrap_or_default()),
             kind: CallKind::DeleteData,
         };

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use anyhow::{Result, bail};
 use clap::Args;
 use codec::index_part::Source;
-use model::{TenantShardId, TimelineId};
+use model::{Generation, ShardIndex, TenantShardId, TimelineId};
 
 use crate::indexes::{self, FoundIndex};
 
@@ -41,6 +41,16 @@ pub async fn run(arguments: &Adopt) -> Result<()> {
             tenant.timelines.insert(timeline, found);
         }
     }
+    if let Some(bucket) = indexes::bucket(&arguments.place).await? {
+        for (id, found) in &mut tenants {
+            let shard = TenantShardId { tenant: *id, shard: ShardIndex { number: 0, count: found.shards } };
+            let last = engine::claim::last_claim(&*bucket, shard).await?;
+            found.is_deleted =
+                last.as_ref().is_some_and(|(generation, _)| *generation == Generation::DELETED);
+            found.pool_uid = last.and_then(|(_, by)| by).map(|by| by.pool_uid).filter(|uid| !uid.is_empty());
+        }
+    }
+    tenants.retain(|_, found| !found.is_deleted);
     if tenants.is_empty() {
         bail!("there is nothing to adopt in {}", arguments.place);
     }
@@ -56,6 +66,10 @@ struct Found {
     /// Shards; 0 if it was never sharded.
     shards: u8,
     timelines: BTreeMap<TimelineId, FoundIndex>,
+    /// Whose pageserver claimed it last.
+    pool_uid: Option<String>,
+    /// It was deleted, and its last objects are about to go.
+    is_deleted: bool,
 }
 
 /// `…/tenants/<tenant shard>/timelines/<timeline>/index_part.json-<generation>`.
@@ -80,7 +94,16 @@ fn yaml(tenant: model::TenantId, found: &Found, arguments: &Adopt) -> String {
         let _ = writeln!(text, "{line}");
     };
     line("---\napiVersion: palimpsest.dev/v1alpha1\nkind: Tenant");
-    line(&format!("metadata: {{name: {name}}}\nspec:"));
+    match &found.pool_uid {
+        None => line(&format!("metadata: {{name: {name}}}")),
+        Some(uid) => {
+            line("# Takes the tenant over from the pool that had it last.");
+            line(&format!(
+                "metadata: {{name: {name}, annotations: {{palimpsest.dev/take-over: \"{uid}\"}}}}"
+            ));
+        }
+    }
+    line("spec:");
     line(&format!("  poolRef: {{{namespace}name: {}}}", arguments.pool));
     line(&format!("  tenantID: \"{tenant}\""));
     if found.shards > 1 {
@@ -112,11 +135,13 @@ fn source_yaml(timeline: TimelineId, source: &Source) -> String {
     let words = keywords(&source.conninfo);
     let quoted = |text: &str| serde_json::Value::from(text).to_string();
     let mut primary = Vec::new();
-    for (keyword, field) in [("host", "host"), ("user", "user"), ("sslmode", "sslMode")] {
+    for (keyword, field) in [("host", "host"), ("user", "user")] {
         if let Some(value) = words.get(keyword) {
             primary.push(format!("{field}: {}", quoted(value)));
         }
     }
+    // Of the two defaults libpq's was meant.
+    primary.push(format!("sslMode: {}", quoted(words.get("sslmode").map_or("prefer", String::as_str))));
     if let Some(port) = words.get("port").and_then(|port| port.parse::<u16>().ok()) {
         primary.push(format!("port: {port}"));
     }
@@ -185,6 +210,8 @@ mod tests {
         let all = Found {
             shards: 0,
             timelines: BTreeMap::from([found("0a", &index("null")), found("0b", &index(&ancestor))]),
+            pool_uid: Some("u-1".into()),
+            is_deleted: false,
         };
         let arguments = Adopt {
             place: String::new(),
@@ -196,7 +223,8 @@ mod tests {
         let expected = "---\n\
             apiVersion: palimpsest.dev/v1alpha1\n\
             kind: Tenant\n\
-            metadata: {name: t-6f6f6f6f6f6f}\n\
+            # Takes the tenant over from the pool that had it last.\n\
+            metadata: {name: t-6f6f6f6f6f6f, annotations: {palimpsest.dev/take-over: \"u-1\"}}\n\
             spec:\n\
             \x20 poolRef: {namespace: storage, name: main}\n\
             \x20 tenantID: \"6f6f6f6f6f6f6f6f6f6f6f6f6f6f6f6f\"\n\
@@ -226,7 +254,7 @@ mod tests {
         let source: Source = serde_json::from_str(json).unwrap();
         assert_eq!(
             source_yaml(id("0a"), &source),
-            "  source:\n    primary: {host: \"db.example\", user: \"re'pl\", port: 5433, slotName: \"mine\"}\n    credentials: \"acme\""
+            "  source:\n    primary: {host: \"db.example\", user: \"re'pl\", sslMode: \"prefer\", port: 5433, slotName: \"mine\"}\n    credentials: \"acme\""
         );
     }
 

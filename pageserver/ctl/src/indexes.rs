@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use codec::index_part::IndexPart;
 use engine::bucket::BucketUrl;
+use engine::bucket::directory::DirectoryBucket;
 use engine::bucket::s3::S3Bucket;
 use engine::ports::{Bucket, ListRequest};
 use http_body_util::{BodyExt as _, Full};
@@ -50,6 +52,20 @@ pub async fn find(place: &str) -> anyhow::Result<Vec<FoundIndex>> {
         bail!("there is no {INDEX} under {}", path.display());
     }
     Ok(found)
+}
+
+/// The bucket at `place`, if it is one: S3 or a directory.
+pub async fn bucket(place: &str) -> anyhow::Result<Option<Arc<dyn Bucket>>> {
+    if place.starts_with("s3://") {
+        let BucketUrl::S3(location) = place.parse()? else { bail!("{place} is not an S3 address") };
+        return Ok(Some(Arc::new(S3Bucket::connect(&location).await)));
+    }
+    let path = PathBuf::from(place.strip_prefix("file://").unwrap_or(place));
+    if !path.is_dir() {
+        return Ok(None);
+    }
+    let bucket = DirectoryBucket::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    Ok(Some(Arc::new(bucket)))
 }
 
 async fn find_in_s3(url: &str) -> anyhow::Result<Vec<FoundIndex>> {

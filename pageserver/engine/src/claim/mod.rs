@@ -26,7 +26,7 @@ use crate::ports::{Bucket, BucketError};
 
 pub(crate) use list::{list_claims, list_timeline_prefixes};
 pub(crate) use take::create_deleted;
-pub use take::{ClaimedBy, ConfirmError, TakeClaimError, claimed_by};
+pub use take::{ClaimedBy, ConfirmError, TakeClaimError, claimed_by, last_claim};
 
 /// Ownership of a tenant shard in one generation. Cheap to clone. Never taken again by itself: superseded, an owner stops to write.
 #[derive(Clone)]

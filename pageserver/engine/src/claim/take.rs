@@ -224,6 +224,15 @@ pub async fn claimed_by(
     }
 }
 
+/// The highest claim of a tenant shard, and who has it, if it says so.
+pub async fn last_claim(
+    bucket: &dyn Bucket,
+    tenant: TenantShardId,
+) -> Result<Option<(Generation, Option<ClaimedBy>)>, BucketError> {
+    let Some(last) = list_claims(bucket, tenant, None).await?.pop() else { return Ok(None) };
+    Ok(Some((last, claimed_by(bucket, tenant, last).await?)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::ValidateError;
