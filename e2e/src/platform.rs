@@ -1,6 +1,6 @@
 //! What a platform team installs once, and every story uses: the operator, an S3 server, a pool of pageservers.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -65,7 +65,7 @@ impl Images {
 
 /// A file of the repository.
 pub fn repository_file(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+    testkit::source_dir(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
 }
 
 /// One of `manifests/examples`, as people copy it.

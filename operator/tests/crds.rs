@@ -1,7 +1,5 @@
 //! What a cluster installs: the checked-in definitions are those of the code, and their rules accept and refuse what they should.
 
-use std::path::Path;
-
 use kube_cel::Validator;
 use operator::api::{PageserverPool, Tenant, Timeline};
 use operator::crds;
@@ -9,7 +7,7 @@ use serde_json::{Value, json};
 
 #[test]
 fn the_definitions_that_are_checked_in_are_those_of_the_code() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crds");
+    let folder = testkit::source_dir(env!("CARGO_MANIFEST_DIR")).join("../crds");
     for crd in crds::all() {
         let path = folder.join(format!("{}.yaml", crd.metadata.name.as_deref().unwrap()));
         let yaml = crds::yaml(&crd).unwrap();

@@ -4,7 +4,6 @@
 //! pageservers listen for the operator on the machine's own address.
 
 use std::net::{IpAddr, UdpSocket};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -102,7 +101,7 @@ impl Surroundings {
 
     /// The operator has the rights that it has where people install it, and no others.
     async fn grant_what_the_manifests_grant(&self) -> Result<()> {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/operator.yaml");
+        let path = testkit::source_dir(env!("CARGO_MANIFEST_DIR")).join("../manifests/operator.yaml");
         let yaml =
             std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         for document in yaml.split("\n---\n") {

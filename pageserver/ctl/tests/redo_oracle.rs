@@ -1,6 +1,5 @@
 //! Redo against Postgres itself: WAL of every major with the page that each record must produce (`wal_consistency_checking`).
 
-use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -44,7 +43,8 @@ async fn redo_equals_postgres(major: u32) -> Result<()> {
         .set("wal_keep_size", "2GB");
     let mut postgres = Postgres::start(&config).await?;
     for name in SCRIPTS {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../testkit/sql/redo/{name}.sql"));
+        let source =
+            testkit::source_dir(env!("CARGO_MANIFEST_DIR")).join(format!("../testkit/sql/redo/{name}.sql"));
         let script = postgres.home().join(format!("{name}.sql"));
         std::fs::copy(&source, &script).with_context(|| format!("cannot copy {}", source.display()))?;
         let script = script.to_str().context("the path is UTF-8")?;

@@ -29,3 +29,9 @@ pub use operated::Operated;
 pub use pageserver::{BucketAt, Pageserver};
 pub use postgres::{Postgres, PostgresConfig, Shutdown};
 pub use versitygw::Versitygw;
+
+/// The source of the crate whose `CARGO_MANIFEST_DIR` was `compiled` when it was built. Cargo knows better when it runs a test: a build that is kept
+/// between checkouts may have been made in another one.
+pub fn source_dir(compiled: &str) -> std::path::PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| compiled.into(), Into::into)
+}
