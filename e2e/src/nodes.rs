@@ -41,12 +41,6 @@ impl Nodes {
         tool::text(Command::new(&self.docker).args(["exec", node]).args(words), None)
     }
 
-    /// Nodes other than the control plane's.
-    pub fn workers(&self) -> Result<Vec<String>> {
-        let names = self.cluster.kubectl(&["get", "nodes", "--output=jsonpath={.items[*].metadata.name}"])?;
-        Ok(names.split(' ').filter(|name| *name != self.control_plane).map(ToOwned::to_owned).collect())
-    }
-
     /// Cuts a node off from all others until what this gives is dropped. What runs on it goes on.
     pub fn cut_off(&self, node: &str) -> Result<CutOff> {
         let cut = CutOff { nodes: self.clone(), node: node.into() };

@@ -3,39 +3,16 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use operator::api::{Condition, ConditionStatus, Tenant, Timeline, condition};
-use serde_json::{Value, json};
+use operator::api::{Condition, ConditionStatus, condition};
+use serde_json::json;
 use testkit::port::Port;
 use testkit::postgres::Installation;
 use testkit::process::Process;
 use testkit::{BucketAt, Fault, FaultProxy, Pageserver, Postgres, PostgresConfig, Versitygw, account};
 
-use crate::surroundings::{Operator, Surroundings, TEAM, eventually, is_ready, object};
+use crate::surroundings::{Operator, Surroundings, TEAM, eventually, following, is_ready, tenant};
 
 const MAJOR: u32 = 17;
-
-fn tenant(name: &str, spec: &Value) -> Result<Tenant> {
-    let mut whole = json!({
-        "poolRef": {"namespace": "storage", "name": "main"},
-        "retention": {"deletionProtection": false},
-    });
-    for (field, value) in spec.as_object().context("a spec")? {
-        whole[field] = value.clone();
-    }
-    object(json!({"metadata": {"name": name, "namespace": TEAM}, "spec": whole}))
-}
-
-fn following(name: &str, port: u16, credentials: Option<&str>) -> Result<Timeline> {
-    let primary = json!({"host": "127.0.0.1", "port": port, "user": "postgres", "sslMode": "disable"});
-    let mut source = json!({"primary": primary});
-    if let Some(key) = credentials {
-        source["credentials"] = key.into();
-    }
-    object(json!({
-        "metadata": {"name": name, "namespace": TEAM},
-        "spec": {"tenantRef": {"name": "acme"}, "source": source},
-    }))
-}
 
 /// A condition that is as it should not be, with a message that has all of these words.
 fn says(conditions: &[Condition], reason: &str, words: &[&str]) -> bool {

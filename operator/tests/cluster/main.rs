@@ -10,24 +10,8 @@ use kube::Resource;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use operator::api::{Tenant, TenantStatus, Timeline, condition};
 use serde_json::json;
-use surroundings::{Surroundings, TEAM, eventually, is_ready, object};
+use surroundings::{Surroundings, TEAM, eventually, following, is_ready, tenant};
 use testkit::{Postgres, PostgresConfig};
-
-fn tenant(name: &str) -> Tenant {
-    let spec = json!({
-        "poolRef": {"namespace": "storage", "name": "main"},
-        "retention": {"deletionProtection": false},
-    });
-    object(json!({"metadata": {"name": name, "namespace": TEAM}, "spec": spec})).expect("a tenant")
-}
-
-fn timeline(name: &str, tenant: &str, primary: &Postgres) -> Timeline {
-    let spec = json!({
-        "tenantRef": {"name": tenant},
-        "source": {"primary": {"host": "127.0.0.1", "port": primary.port(), "user": "postgres", "sslMode": "disable"}},
-    });
-    object(json!({"metadata": {"name": name, "namespace": TEAM}, "spec": spec})).expect("a timeline")
-}
 
 fn generation_of(tenant: &Tenant) -> u32 {
     tenant.status.as_ref().and_then(|status| status.shards.first()).map_or(0, |shard| shard.generation)
@@ -49,8 +33,8 @@ async fn becomes_ready_and_moves() -> Result<()> {
     let first = around.pageserver("main-0").await?;
     let _operator = around.operator("one")?;
 
-    around.make(Some(TEAM), &tenant("acme")).await?;
-    around.make(Some(TEAM), &timeline("acme-main", "acme", &primary)).await?;
+    around.make(Some(TEAM), &tenant("acme", &json!({}))?).await?;
+    around.make(Some(TEAM), &following("acme-main", primary.port(), None)?).await?;
     let ready = around.tenant_when("acme", is_ready).await?;
     ensure!((pod_of(&ready), generation_of(&ready)) == (Some("main-0"), 1), "{:?}", ready.status);
     let timeline_is_ready = |timeline: &Timeline| {
@@ -98,7 +82,7 @@ async fn operators_die() -> Result<()> {
     let mut server = Some(around.pageserver("main-0").await?);
     let names: Vec<String> = (0..5).map(|number| format!("tenant-{number}")).collect();
     for name in &names {
-        around.make(Some(TEAM), &tenant(name)).await?;
+        around.make(Some(TEAM), &tenant(name, &json!({}))?).await?;
     }
     let mut highest = vec![0; names.len()];
     for round in 0..4 {
@@ -131,13 +115,13 @@ async fn api_server_comes_back() -> Result<()> {
     let mut around = Surroundings::new().await?;
     let _server = around.pageserver("main-0").await?;
     let mut operator = around.operator("one")?;
-    around.make(Some(TEAM), &tenant("before")).await?;
+    around.make(Some(TEAM), &tenant("before", &json!({}))?).await?;
     let before = around.tenant_when("before", is_ready).await?;
     around.plane.kill_api_server();
     tokio::time::sleep(std::time::Duration::from_secs(3)).await;
     ensure!(operator.process.exit_status().is_none(), "it ended: {}", operator.process.log_tail());
     around.plane.start_api_server_again().await?;
-    around.make(Some(TEAM), &tenant("after")).await?;
+    around.make(Some(TEAM), &tenant("after", &json!({}))?).await?;
     around.tenant_when("after", is_ready).await?;
     let metrics = operator.metrics().await?;
     ensure!(metrics.lines().any(|line| line.ends_with("operator_leader 1")), "{metrics}");
@@ -155,7 +139,7 @@ async fn refusals() -> Result<()> {
     let around = Surroundings::new().await?;
     let _server = around.pageserver("main-0").await?;
     let _operator = around.operator("one")?;
-    around.make(Some(TEAM), &tenant("acme")).await?;
+    around.make(Some(TEAM), &tenant("acme", &json!({}))?).await?;
     let ready = around.tenant_when("acme", is_ready).await?;
     let tenants = around.tenants();
 

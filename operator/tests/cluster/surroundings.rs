@@ -240,47 +240,28 @@ impl Surroundings {
 
     /// Waits until a tenant says of itself what it is to say; gives it.
     pub async fn tenant_when(&self, name: &str, is: impl Fn(&Tenant) -> bool) -> Result<Tenant> {
-        let api = self.tenants();
-        let mut last = None;
-        let seen = eventually("the tenant is as expected", async || {
-            let tenant = api.get(name).await?;
-            let seen = is(&tenant);
-            last = Some(tenant);
-            Ok(seen)
-        });
-        let seen = seen.await;
-        seen.with_context(|| {
-            let status = last.as_ref().and_then(|tenant| tenant.status.as_ref());
-            format!(
-                "it says {}
-{}",
-                json!(status),
-                self.operators_said()
-            )
-        })?;
-        last.context("it was seen")
+        self.when(&self.tenants(), name, is).await
     }
 
     /// The same for a timeline.
     pub async fn timeline_when(&self, name: &str, is: impl Fn(&Timeline) -> bool) -> Result<Timeline> {
-        let api = self.timelines();
+        self.when(&self.timelines(), name, is).await
+    }
+
+    async fn when<K>(&self, api: &Api<K>, name: &str, is: impl Fn(&K) -> bool) -> Result<K>
+    where
+        K: Clone + DeserializeOwned + Serialize + std::fmt::Debug,
+    {
         let mut last = None;
-        let seen = eventually("the timeline is as expected", async || {
-            let timeline = api.get(name).await?;
-            let seen = is(&timeline);
-            last = Some(timeline);
+        let what = format!("{name} is as expected");
+        let seen = eventually(&what, async || {
+            let found = api.get(name).await?;
+            let seen = is(&found);
+            last = Some(found);
             Ok(seen)
         });
         let seen = seen.await;
-        seen.with_context(|| {
-            let status = last.as_ref().and_then(|timeline| timeline.status.as_ref());
-            format!(
-                "it says {}
-{}",
-                json!(status),
-                self.operators_said()
-            )
-        })?;
+        seen.with_context(|| format!("it says {}\n{}", json!(last)["status"], self.operators_said()))?;
         last.context("it was seen")
     }
 }
@@ -320,6 +301,31 @@ pub async fn eventually(what: &str, mut is: impl AsyncFnMut() -> Result<bool>) -
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     Ok(())
+}
+
+/// A tenant of the pool `main`, with these fields of its spec.
+pub fn tenant(name: &str, spec: &Value) -> Result<Tenant> {
+    let mut whole = json!({
+        "poolRef": {"namespace": "storage", "name": "main"},
+        "retention": {"deletionProtection": false},
+    });
+    for (field, value) in spec.as_object().context("a spec")? {
+        whole[field] = value.clone();
+    }
+    object(json!({"metadata": {"name": name, "namespace": TEAM}, "spec": whole}))
+}
+
+/// A timeline of the tenant `acme` that follows a Postgres of this machine, with a password by its key.
+pub fn following(name: &str, port: u16, credentials: Option<&str>) -> Result<Timeline> {
+    let primary = json!({"host": "127.0.0.1", "port": port, "user": "postgres", "sslMode": "disable"});
+    let mut source = json!({"primary": primary});
+    if let Some(key) = credentials {
+        source["credentials"] = key.into();
+    }
+    object(json!({
+        "metadata": {"name": name, "namespace": TEAM},
+        "spec": {"tenantRef": {"name": "acme"}, "source": source},
+    }))
 }
 
 /// An object from what people write.

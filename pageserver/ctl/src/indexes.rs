@@ -57,8 +57,7 @@ pub async fn find(place: &str) -> anyhow::Result<Vec<FoundIndex>> {
 /// The bucket at `place`, if it is one: S3 or a directory.
 pub async fn bucket(place: &str) -> anyhow::Result<Option<Arc<dyn Bucket>>> {
     if place.starts_with("s3://") {
-        let BucketUrl::S3(location) = place.parse()? else { bail!("{place} is not an S3 address") };
-        return Ok(Some(Arc::new(S3Bucket::connect(&location).await)));
+        return Ok(Some(Arc::new(connect(place).await?)));
     }
     let path = PathBuf::from(place.strip_prefix("file://").unwrap_or(place));
     if !path.is_dir() {
@@ -68,9 +67,13 @@ pub async fn bucket(place: &str) -> anyhow::Result<Option<Arc<dyn Bucket>>> {
     Ok(Some(Arc::new(bucket)))
 }
 
-async fn find_in_s3(url: &str) -> anyhow::Result<Vec<FoundIndex>> {
+async fn connect(url: &str) -> anyhow::Result<S3Bucket> {
     let BucketUrl::S3(location) = url.parse()? else { bail!("{url} is not an S3 address") };
-    let bucket = S3Bucket::connect(&location).await;
+    Ok(S3Bucket::connect(&location).await)
+}
+
+async fn find_in_s3(url: &str) -> anyhow::Result<Vec<FoundIndex>> {
+    let bucket = connect(url).await?;
     let mut paths = Vec::new();
     let mut after: Option<String> = None;
     loop {
