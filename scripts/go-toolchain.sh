@@ -25,10 +25,10 @@ find_go() {
     exec 8>&-
 }
 
-# install_go_program NAME VERSION WHAT PACKAGE [LINKER-FLAGS]: builds one program into $cache/NAME-<version>, with $cache/NAME as its short name.
-# Idempotent, atomic, locked.
+# install_go_program NAME VERSION WHAT PACKAGE [LINKER-FLAGS [SHORT]]: builds one program into $cache/NAME-<version>, with $cache/SHORT (else NAME)
+# as its short name. Idempotent, atomic, locked.
 install_go_program() {
-    local name=$1 version=$2 what=$3 package=$4 flags=${5:-} home=$cache/$1-${2#v} new
+    local name=$1 version=$2 what=$3 package=$4 flags=${5:-} short=${6:-$1} home=$cache/$1-${2#v} new
     exec 9>"$cache/install-$name.lock"
     flock 9
     if [ ! -x "$home/$name" ]; then
@@ -42,7 +42,7 @@ install_go_program() {
         mv -T "$new" "$home"
         trap - EXIT
     fi
-    ln -sfn "$name-${version#v}" "$cache/.$name-$$"
-    mv -T "$cache/.$name-$$" "$cache/$name"
-    say "$what: $cache/$name/$name"
+    ln -sfn "$name-${version#v}" "$cache/.$short-$$"
+    mv -T "$cache/.$short-$$" "$cache/$short"
+    say "$what: $cache/$short/$name"
 }

@@ -56,6 +56,7 @@ if [ "$what" = demo ]; then
 else
     "$scripts/install-postgres.sh" all
     "$scripts/install-versitygw.sh"
+    "$scripts/install-versitygw.sh" unconditional
     "$scripts/install-kubernetes.sh" etcd kube-apiserver kube-controller-manager kubectl
     "$scripts/install-helm.sh"
 fi

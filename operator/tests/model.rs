@@ -17,6 +17,9 @@
 //! * a missing inherited WAL object is an error and not the end of history, and overlapping WAL must be equal: nothing takes objects away
 //!   here, and WAL has no bytes. `a_missing_inherited_wal_object_is_an_error_and_not_the_end_of_history` in the engine's `fencing` tests,
 //!   `overlapping_bytes_must_be_equal` in its `wal_run`;
+//! * WAL of a superseded owner does not count: here it is what the source has too, unless the primary and a pageserver die together, which no
+//!   seed of the first 20,000 turns into a difference. `wal_that_a_superseded_owner_puts_after_its_successor_listed_does_not_count` in
+//!   `fencing`, `only_own_and_inherited_objects_count` in `wal_run`;
 //! * two restores of one place are two histories, and a source below ours has diverged: no cluster is restored here.
 //!   `two_restores_of_one_place_are_told_apart` in the server's `lineage`, `two_restores_of_one_place_are_two_histories` in the test
 //!   kit's `forks`;
@@ -140,7 +143,6 @@ fn a_pageserver_that_goes_on_when_its_claim_is_refused_is_caught() {
 }
 
 #[test]
-#[ignore = "takes more seeds than there is time for"]
 fn a_pageserver_that_claims_without_looking_for_higher_claims_is_caught() {
     caught(Broken::ClaimsUnread);
 }
@@ -221,12 +223,16 @@ fn deleting_a_timeline_without_a_tombstone_is_caught() {
 }
 
 #[test]
+fn a_tombstone_that_comes_before_the_index_says_so_is_caught() {
+    caught(Broken::DeletionUnmarked);
+}
+
+#[test]
 fn creating_a_timeline_where_a_tombstone_is_is_caught() {
     caught(Broken::TombstoneIgnored);
 }
 
 #[test]
-#[ignore = "takes more seeds than there is time for"]
 fn holding_the_slot_without_looking_for_newer_owners_is_caught() {
     caught(Broken::SlotUnlisted);
 }
@@ -242,12 +248,6 @@ fn a_switch_of_the_postgres_timeline_that_is_not_noted_first_is_caught() {
 }
 
 #[test]
-#[ignore = "takes more seeds than there is time for"]
-fn wal_of_a_superseded_owner_that_counts_is_caught() {
-    caught(Broken::AnyWalCounts);
-}
-
-#[test]
 fn deleting_wal_by_an_index_that_was_not_validated_is_caught() {
     caught(Broken::WalDeletedUnvalidated);
 }
@@ -258,13 +258,11 @@ fn a_layer_that_is_put_again_with_other_bytes_is_caught() {
 }
 
 #[test]
-#[ignore = "takes more seeds than there is time for"]
 fn a_lease_that_is_granted_without_validation_is_caught() {
     caught(Broken::LeaseUnvalidated);
 }
 
 #[test]
-#[ignore = "takes more seeds than there is time for"]
 fn a_missing_object_that_is_believed_without_asking_for_newer_claims_is_caught() {
     caught(Broken::MissingBelieved);
 }

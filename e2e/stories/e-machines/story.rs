@@ -17,6 +17,10 @@ const TEAM: &str = "team-machines";
 
 /// Who leads: the pod, and the node that it is on.
 fn leader(cluster: &Cluster) -> Result<(String, String)> {
+    // Who is named may be gone, and who is there may not have reached the API server since it came back.
+    let renewed = || cluster.field(OPERATOR_NAMESPACE, "lease/palimpsest", ".spec.renewTime");
+    let before = renewed()?;
+    cluster.until("an operator leads", Duration::from_mins(2), |_| Ok(renewed()? != before))?;
     let pod = cluster.field(OPERATOR_NAMESPACE, "lease/palimpsest", ".spec.holderIdentity")?;
     let node = cluster.field(OPERATOR_NAMESPACE, &format!("pod/{pod}"), ".spec.nodeName")?;
     Ok((pod, node))

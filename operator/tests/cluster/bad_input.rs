@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use kube::api::{Patch, PatchParams};
 use operator::api::{Condition, ConditionStatus, condition};
 use serde_json::json;
 use testkit::port::Port;
@@ -124,6 +125,40 @@ async fn bad_buckets() -> Result<()> {
     proxy.set(Fault::None);
     around.tenant_when("acme", is_ready).await?;
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_without_conditional_writes_is_refused_unless_the_pool_accepts_it() {
+    unconditional_bucket().await.unwrap();
+}
+
+async fn unconditional_bucket() -> Result<()> {
+    let around = Surroundings::new().await?;
+    let bucket = Versitygw::start_unconditional().await?;
+    let pool = around.pool("plain").await?;
+    let at = || BucketAt::S3 { endpoint: bucket.endpoint() };
+    let server = around.pageserver_of(&pool, "plain-0", at(), &[]).await?;
+    let operator = around.operator("one")?;
+    let of_the_pool = json!({"poolRef": {"namespace": "storage", "name": "plain"}});
+    around.make(Some(TEAM), &tenant("acme", &of_the_pool)?).await?;
+    let pool_says = async |reason: &'static str, words: &[&str]| {
+        let seen = around.pool_when("plain", |pool| {
+            pool.status.as_ref().is_some_and(|status| says(&status.conditions, reason, words))
+        });
+        seen.await.map(drop).with_context(|| format!("the pool: {reason} {words:?}"))
+    };
+    pool_says("ConditionalWritesMissing", &["create-if-absent", "BestEffort"]).await?;
+    tenant_says(&around, "acme", "NoCapacity", &["bucket"]).await?;
+    is_quiet(&operator, 2).await?;
+
+    // Whoever can live with it says so, to the operator and to the pageservers.
+    let accepted = json!({"spec": {"storage": {"conditionalWrites": "BestEffort"}}});
+    around.pools().patch("plain", &PatchParams::default(), &Patch::Merge(accepted)).await?;
+    drop(server);
+    let _server =
+        around.pageserver_of(&pool, "plain-1", at(), &[("conditional_writes", "best-effort")]).await?;
+    around.tenant_when("acme", is_ready).await?;
+    pool_says("BestEffort", &["etcd"]).await
 }
 
 /// A pageserver whose passwords are in a directory.

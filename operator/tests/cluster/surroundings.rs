@@ -238,6 +238,19 @@ impl Surroundings {
         tails.collect::<Vec<_>>().join("\n")
     }
 
+    pub fn pools(&self) -> Api<PageserverPool> {
+        Api::namespaced(self.admin.clone(), POOLS)
+    }
+
+    /// Waits until a pool says of itself what it is to say.
+    pub async fn pool_when(
+        &self,
+        name: &str,
+        is: impl Fn(&PageserverPool) -> bool,
+    ) -> Result<PageserverPool> {
+        self.when(&self.pools(), name, is).await
+    }
+
     /// Waits until a tenant says of itself what it is to say; gives it.
     pub async fn tenant_when(&self, name: &str, is: impl Fn(&Tenant) -> bool) -> Result<Tenant> {
         self.when(&self.tenants(), name, is).await

@@ -35,8 +35,6 @@ pub enum Broken {
     ActiveSlotWaitedFor,
     /// That the source went on as another Postgres timeline is not noted before its WAL is stored.
     SwitchNotNoted,
-    /// WAL of any generation counts.
-    AnyWalCounts,
     /// Covered WAL is deleted though it is not known whether the index that covers it is what a next owner reads.
     WalDeletedUnvalidated,
 
@@ -53,6 +51,8 @@ pub enum Broken {
     LeaseUnvalidated,
     /// A timeline is deleted without a tombstone.
     NoTombstone,
+    /// Its index does not say before that it is to be deleted.
+    DeletionUnmarked,
     /// A timeline is created where a tombstone is.
     TombstoneIgnored,
 

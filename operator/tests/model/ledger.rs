@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use codec::index_part::IndexPart;
+use codec::index_part::{IndexPart, WalObjectEntry};
 use engine::object_path::{ObjectPath, claims_prefix, index_prefix};
-use engine::wal_keeper::wal_path;
+use engine::wal_keeper::{StoredWal, wal_path};
 use model::{Generation, LayerObjectName, Lsn, TimelineId};
 use operator::api::tenant::{ShardStatus, TenantStatus};
 
@@ -24,8 +24,6 @@ pub struct Ledger {
     pub received: BTreeMap<Generation, Lsn>,
     /// Branches that there are.
     branches: BTreeMap<TimelineId, Lsn>,
-    /// Branches whose deletion was asked for, and may come true at any time from then on: nothing is promised of them.
-    doubtful: BTreeSet<TimelineId>,
     /// Branches that there are not any more.
     buried: BTreeSet<TimelineId>,
     /// An LSN that stays readable.
@@ -38,10 +36,9 @@ impl Ledger {
         self.lease = None;
     }
 
-    /// Somebody begins to delete a branch.
+    /// Somebody begins to delete a branch: nothing is promised of it, unless an owner acknowledges it again.
     pub fn withdraw(&mut self, branch: TimelineId) {
         self.branches.remove(&branch);
-        self.doubtful.insert(branch);
     }
 }
 
@@ -138,9 +135,6 @@ impl World {
                 "branch {branch} was deleted for good, and is acknowledged by {generation}"
             ));
         }
-        if self.ledger.doubtful.contains(&branch) {
-            return;
-        }
         self.ledger.branches.insert(branch, begin);
         let newer = self.newer_owner(generation, |opened| !opened.branches.contains_key(&branch));
         if let Some(newer) = newer {
@@ -173,25 +167,36 @@ impl World {
 
     /// What is deleted is not what the newest owner has.
     fn check_deleted(&mut self, paths: &[String]) {
-        let Some(newest) = self.newest_index() else { return };
+        if paths.is_empty() {
+            return;
+        }
+        if let Some(path) = self.named().into_iter().find(|path| paths.contains(path)) {
+            self.violated(format!("{path} was deleted, and the newest index names it"));
+        }
+    }
+
+    /// What the newest owner has is there.
+    pub fn check_named(&self) -> Result<(), String> {
+        match self.named().into_iter().find(|path| self.bucket.peek(path).is_none()) {
+            Some(path) => Err(format!("{path} is gone, and the newest index names it")),
+            None => Ok(()),
+        }
+    }
+
+    /// The objects that the newest index names.
+    fn named(&self) -> Vec<String> {
+        let Some(newest) = self.newest_index() else { return Vec::new() };
         let covered = newest.disk_consistent_lsn();
         let layers = newest.layer_metadata.iter().map(|(layer, metadata)| {
             let name = LayerObjectName { layer: layer.clone(), generation: metadata.generation };
             ObjectPath::Layer { tenant: self.shard, timeline: MAIN, name }.to_string()
         });
-        let wal =
-            newest.palimpsest.iter().flat_map(|ours| &ours.wal_objects).filter(|object| object.end > covered);
-        let wal = wal.map(|entry| {
-            let (tli, start, end, generation) = (entry.tli, entry.start, entry.end, entry.generation);
-            wal_path(
-                self.shard,
-                MAIN,
-                &engine::wal_keeper::StoredWal { tli, start, end, generation, size: 0 },
-            )
+        let wal = newest.palimpsest.iter().flat_map(|ours| &ours.wal_objects);
+        let wal = wal.filter(|object| object.end > covered).map(|entry| {
+            let WalObjectEntry { tli, start, end, generation, size, .. } = *entry;
+            wal_path(self.shard, MAIN, &StoredWal { tli, start, end, generation, size })
         });
-        if let Some(path) = layers.chain(wal).find(|path| paths.contains(path)) {
-            self.violated(format!("{path} was deleted, and the newest index names it"));
-        }
+        layers.chain(wal).collect()
     }
 
     /// What the newest owner lets go of is not what somebody was promised.

@@ -240,7 +240,6 @@ impl World {
             self.crash_operator(which);
         }
         self.calls.clear();
-        self.restart_deleters();
         self.ledger.restored += 1;
     }
 

@@ -38,6 +38,8 @@ pub struct Opened {
     pub main: Main,
     /// Its branches, and where each begins.
     pub branches: BTreeMap<TimelineId, (Arc<IndexKeeper>, Lsn)>,
+    /// Those whose deletion was begun, with their indexes: nothing is said of them any more.
+    pub going: BTreeMap<TimelineId, Arc<IndexKeeper>>,
 }
 
 /// The timeline that follows the source, as its owner has it.
@@ -186,22 +188,19 @@ pub async fn claim(
 pub enum Deleter {
     /// As its owner.
     Owner(Claim),
-    /// As the owner that began with it.
-    Again,
     /// As anyone.
     Anyone,
 }
 
-/// Deletes the tenant's data. Anyone may, once that has begun.
-pub async fn delete_tenant(
+/// Begins to delete the tenant for good. Anyone may go on with that, once it has begun.
+pub async fn begin_deletion(
     bucket: SteppedBucket,
     shard: TenantShardId,
     deleter: Deleter,
     broken: Broken,
 ) -> Result<(), Trouble> {
     match deleter {
-        Deleter::Owner(claim) => claim.validate().await?,
-        Deleter::Again => {}
+        Deleter::Owner(claim) => deletion::validate_deleter(&claim).await?,
         Deleter::Anyone if broken == Broken::OnlyOwnersDelete => return Err(Trouble::Refused),
         Deleter::Anyone => {
             let begun = ObjectPath::Claim { tenant: shard, generation: Generation::DELETED };
@@ -212,14 +211,26 @@ pub async fn delete_tenant(
         }
     }
     if broken == Broken::DeletionUnclaimed {
-        let paths = bucket.peek_list(&tenant_prefix(shard));
-        return Ok(bucket.delete(&paths).await?);
+        return Ok(());
     }
-    match deletion::delete_tenant_data(&bucket, shard).await {
-        Ok(_) => Ok(()),
+    match deletion::claim_deletion(&bucket, shard).await {
+        Ok(()) => Ok(()),
         Err(deletion::DeleteTenantError::ForeignClaim { .. }) => Err(Trouble::Refused),
         Err(deletion::DeleteTenantError::Bucket(_)) => Err(Trouble::Away),
     }
+}
+
+/// Deletes the tenant's data, once that has begun.
+pub async fn finish_deletion(
+    bucket: SteppedBucket,
+    shard: TenantShardId,
+    broken: Broken,
+) -> Result<(), Trouble> {
+    if broken == Broken::DeletionUnclaimed {
+        let paths = bucket.peek_list(&tenant_prefix(shard));
+        return Ok(bucket.delete(&paths).await?);
+    }
+    Ok(deletion::delete_tenant_objects(&bucket, shard).await.map(drop)?)
 }
 
 /// An owner at work.
@@ -281,7 +292,7 @@ impl Owner {
     /// Opens all timelines, with nothing but the bucket.
     pub async fn open(&self) -> Result<Opened, Trouble> {
         let store = IndexStore::new(&self.claim);
-        let (mut main, mut branches) = (None, BTreeMap::new());
+        let (mut main, mut branches, mut going) = (None, BTreeMap::new(), BTreeMap::new());
         for timeline in store.timelines().await? {
             let found = match store.find(timeline).await {
                 Ok(Some(found)) => found,
@@ -289,8 +300,11 @@ impl Owner {
                 Ok(None) | Err(LoadIndexError::Buried(_)) => continue,
                 Err(error) => return Err(error.into()),
             };
+            let is_going = found.index.deleted_at.is_some();
             let index = Arc::new(IndexKeeper::new(self.claim.clone(), timeline, found));
-            if timeline == MAIN {
+            if is_going {
+                going.insert(timeline, index);
+            } else if timeline == MAIN {
                 main = Some(self.open_main(index).await?);
             } else {
                 self.open_branch(&index).await?;
@@ -302,7 +316,7 @@ impl Owner {
             Some(main) => main,
             None => self.import().await?,
         };
-        Ok(Opened { main, branches })
+        Ok(Opened { main, branches, going })
     }
 
     /// The source's base.
@@ -325,10 +339,7 @@ impl Owner {
         let facts = index.facts().await?;
         let covered = facts.disk_consistent_lsn;
         let listed = list_wal(&self.bucket, self.shard(), MAIN).await?;
-        let mut history = facts.wal.clone();
-        if self.broken == Broken::AnyWalCounts {
-            history.inherited.clone_from(&listed);
-        }
+        let history = facts.wal;
         let run = match contiguous_run(&history, listed, covered) {
             Ok(run) => run,
             Err(WalRunError::Missing(object)) => {
@@ -598,6 +609,9 @@ impl Owner {
             self.validate_unless(Broken::BranchUnvalidated).await?;
             return Ok(Said::Branched(new, begin));
         }
+        if opened.going.contains_key(&new) {
+            return Err(Trouble::Refused);
+        }
         let is_buried = deletion::is_buried(&self.bucket, self.shard(), new).await?;
         if (is_buried && self.broken != Broken::TombstoneIgnored) || lsn < opened.main.horizon {
             return Err(Trouble::Refused);
@@ -622,6 +636,22 @@ impl Owner {
         Ok(Said::Nothing)
     }
 
+    /// Says in its index that a branch is to be deleted. From then on, whatever the bucket answers, nothing is said of it.
+    async fn mark_deleted(&self, opened: &mut Opened, which: TimelineId) -> Result<(), Trouble> {
+        if self.broken == Broken::DeletionUnmarked {
+            return Ok(());
+        }
+        if let Some((index, _)) = opened.branches.remove(&which) {
+            opened.going.insert(which, index);
+        }
+        match opened.going.get(&which) {
+            Some(index) => Ok(index.mark_deleted().await?),
+            // There is none; perhaps some of one is left.
+            None if deletion::is_buried(&self.bucket, self.shard(), which).await? => Ok(()),
+            None => Err(Trouble::Refused),
+        }
+    }
+
     /// Deletes a branch for good.
     async fn bury(&self, opened: &mut Opened, which: TimelineId) -> Outcome {
         if self.broken == Broken::NoTombstone {
@@ -630,9 +660,11 @@ impl Owner {
             let listed = self.bucket.list(ListRequest { prefix: &prefix, ..ListRequest::default() }).await?;
             self.delete(listed.objects.into_iter().map(|object| object.path).collect()).await?;
         } else {
+            self.mark_deleted(opened, which).await?;
             deletion::delete_timeline_data(&self.claim, which).await?;
         }
         opened.branches.remove(&which);
+        opened.going.remove(&which);
         Ok(Said::Buried(which))
     }
 }

@@ -21,7 +21,8 @@ use crate::source::{BASE, Stream};
 /// Branches that may come to be.
 const BRANCHES: u8 = 5;
 
-/// What users may want, among the numbers by which work is chosen.
+/// The numbers by which work is chosen: up to the first of these is what must go on, then comes housekeeping, and then what users may want.
+const FIRST_CHORE: u32 = 37;
 pub const FIRST_WISH: u32 = 65;
 pub const LAST_WISH: u32 = 100;
 
@@ -33,7 +34,9 @@ pub enum Done {
     Opened(Result<Opened, Trouble>),
     /// Of an owner's work.
     Worked(Opened, Result<Said, Trouble>),
-    /// Of the tenant's deletion.
+    /// Of the first half of the tenant's deletion.
+    DeletionBegun(Result<(), Trouble>),
+    /// Of the second.
     Deleted(Result<(), Trouble>),
 }
 
@@ -75,7 +78,7 @@ pub struct Held {
     pub opened: Option<Opened>,
     /// A newer owner.
     pub superseded: Option<NewerOwner>,
-    /// Its data is being deleted.
+    /// Its deletion was asked for: users are told so when they want anything.
     deleting: bool,
 }
 
@@ -203,17 +206,27 @@ impl World {
                 self.refuse(message, Reason::Superseded, highest, "");
                 return;
             }
-            Some(held) if held.deleting => Deleter::Again,
             Some(held) => {
                 held.deleting = true;
                 Deleter::Owner(held.claim.clone().expect("no attachment is running"))
             }
             None => Deleter::Anyone,
         };
-        let deleting = owner::delete_tenant(self.bucket.clone(), self.shard, deleter, self.broken);
+        let beginning = owner::begin_deletion(self.bucket.clone(), self.shard, deleter, self.broken);
         server.answering = Some(message);
-        server.job = Some(Box::pin(async { Done::Deleted(deleting.await) }));
+        server.job = Some(Box::pin(async { Done::DeletionBegun(beginning.await) }));
+    }
+
+    /// Its timelines are closed, and then what there is of them is deleted.
+    fn deletion_begun(&mut self, which: usize) {
         self.close_stream(which);
+        let server = &mut self.servers[which];
+        if let Some(held) = &mut server.held {
+            let pool_uid = POOL_UID.into();
+            held.superseded = Some(NewerOwner { generation: Generation::DELETED.0, pool_uid });
+        }
+        let finishing = owner::finish_deletion(self.bucket.clone(), self.shard, self.broken);
+        server.job = Some(Box::pin(async { Done::Deleted(finishing.await) }));
     }
 
     fn refuse(&mut self, to: Message, reason: Reason, highest: u32, pool_uid: &str) {
@@ -238,17 +251,6 @@ impl World {
         }
     }
 
-    /// Who began to delete the tenant has closed its timelines for good. When etcd has forgotten that they were to be deleted, it takes a restart
-    /// to open them again.
-    pub fn restart_deleters(&mut self) {
-        for which in 0..self.servers.len() {
-            if self.servers[which].held.as_ref().is_some_and(|held| held.deleting) {
-                self.kill_or_start(which);
-                self.kill_or_start(which);
-            }
-        }
-    }
-
     // The slot.
 
     /// Whether it receives from the source, as the owner that it is now.
@@ -267,7 +269,7 @@ impl World {
     /// It takes the slot; who had it is thrown out.
     fn take_slot(&mut self, which: usize, generation: Generation, opened: &Opened) {
         let taken = self.source.stream.is_some() && self.broken == Broken::ActiveSlotWaitedFor;
-        if taken || opened.main.lines != self.source.lines {
+        if taken || self.source.down || opened.main.lines != self.source.lines {
             return;
         }
         let (received, told) = (opened.main.received, self.source.told);
@@ -315,8 +317,9 @@ impl World {
         }
         self.drawn += 1;
         let Some(held) = &self.servers[which].held else { return };
+        let is_going = held.deleting;
         let Some(claim) = held.claim.clone() else { return };
-        if held.superseded.is_some() || held.deleting {
+        if held.superseded.is_some() {
             return;
         }
         let owner = Owner { claim, bucket: self.bucket.clone(), broken: self.broken, drawn: self.drawn };
@@ -324,7 +327,10 @@ impl World {
             self.servers[which].job = Some(Box::pin(async move { Done::Opened(owner.open().await) }));
             return;
         };
-        let work = self.choose_work(which, &opened);
+        let mut work = self.choose_work(which, &opened);
+        if is_going && matches!(work, Work::Branch(..) | Work::Bury(_)) {
+            work = Work::Idle;
+        }
         match &work {
             Work::Bury(branch) => self.ledger.withdraw(*branch),
             Work::Lease(_) => self.ledger.end_lease(),
@@ -346,18 +352,18 @@ impl World {
         let through = if due { main.received } else { main.stored };
         let has_to_say = streams && self.source.told < through;
         let branch = TimelineId([1 + self.random.random_range(0..BRANCHES); 16]);
-        // Users want nothing more in the end. Before, they want one thing above all others, another in each world.
+        // In the end an owner idles. Before, users want one thing above all others, another in each world.
         let choice = match self.random.random_range(0..10) {
-            0..2 if !self.calm => self.favourite,
-            _ => self.random.random_range(0..if self.calm { FIRST_WISH } else { LAST_WISH }),
+            0..3 if !self.calm => self.favourite,
+            _ => self.random.random_range(0..if self.calm { FIRST_CHORE } else { LAST_WISH }),
         };
         match choice {
             0..30 if !streams => Work::Connect(self.source.lines.clone()),
             0..30 if has_to_say => Work::StoreWal(through),
-            30..42 if main.covered < main.received => Work::Flush,
-            42..49 => Work::Compact,
-            49..54 => Work::Collect,
-            54..61 => Work::Read,
+            30..37 => Work::Read,
+            37..49 if main.covered < main.received => Work::Flush,
+            49..56 => Work::Compact,
+            56..61 => Work::Collect,
             61..63 => Work::Clean,
             65..77 => Work::MoveHorizon,
             77..81 => Work::Lease(self.some_lsn(opened)),
@@ -387,6 +393,8 @@ impl World {
             }
             Done::Opened(Err(trouble)) => self.heed(which, trouble),
             Done::Worked(opened, said) => self.worked(which, opened, said),
+            Done::DeletionBegun(Ok(())) => self.deletion_begun(which),
+            Done::DeletionBegun(Err(trouble)) => self.deleted(which, Err(trouble)),
             Done::Deleted(deleted) => self.deleted(which, deleted),
         }
     }
@@ -486,7 +494,11 @@ fn brief(done: &Done) -> String {
             format!("opened at {}, with branches {branches:?}", opened.main.stored)
         }
         Done::Worked(opened, Ok(said)) => format!("{said:?} (it has {})", opened.main.received),
+        Done::DeletionBegun(Ok(())) => "begins to delete the tenant's data".into(),
         Done::Deleted(Ok(())) => "deleted the tenant's data".into(),
-        Done::Opened(Err(error)) | Done::Worked(_, Err(error)) | Done::Deleted(Err(error)) => trouble(error),
+        Done::Opened(Err(error))
+        | Done::Worked(_, Err(error))
+        | Done::DeletionBegun(Err(error))
+        | Done::Deleted(Err(error)) => trouble(error),
     }
 }

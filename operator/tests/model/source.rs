@@ -19,6 +19,8 @@ pub struct Source {
     pub told_by: Generation,
     /// Who receives, if anybody: there is one slot.
     pub stream: Option<Stream>,
+    /// The primary died, and no standby goes on yet.
+    pub down: bool,
     /// It shuts down, and waits until all of its WAL is reported to be safe.
     pub stopping: bool,
 }
@@ -42,20 +44,31 @@ impl Source {
             told: BASE,
             told_by: Generation(0),
             stream: None,
+            down: false,
             stopping: false,
         }
     }
 
     /// It writes some WAL, which may end in a commit.
     pub fn write(&mut self, records: u64, commits: bool) {
+        if self.down {
+            return;
+        }
         self.end = Lsn(self.end.0 + 8 * records);
         if commits {
             self.committed = self.end;
         }
     }
 
+    /// The primary dies.
+    pub fn die(&mut self) {
+        self.down = true;
+        self.stream = None;
+    }
+
     /// A standby takes over that has nothing from here on.
     pub fn fail_over(&mut self, at: Lsn) {
+        self.down = false;
         let last = self.lines.last().expect("there is a first").0;
         self.lines.push((Tli(last.0 + 1), at));
         self.end = at;

@@ -44,6 +44,8 @@ pub struct World {
     calm: bool,
     /// What users want most.
     favourite: u32,
+    /// A bit for each kind of fault that happens.
+    faults: u32,
     shard: TenantShardId,
     bucket: SteppedBucket,
     source: Source,
@@ -73,15 +75,17 @@ impl World {
     }
 
     fn new(seed: u64, broken: Broken, tell: bool) -> World {
+        let mut random = SmallRng::seed_from_u64(seed);
         World {
             seed,
-            random: SmallRng::seed_from_u64(seed),
+            favourite: random.random_range(pods::FIRST_WISH..pods::LAST_WISH),
+            faults: random.random(),
+            random,
             broken,
             story: tell.then(Vec::new),
             now: 0,
             drawn: 0,
             calm: false,
-            favourite: SmallRng::seed_from_u64(seed).random_range(pods::FIRST_WISH..pods::LAST_WISH),
             shard: TenantShardId::unsharded(TenantId([7; 16])),
             bucket: SteppedBucket::new(broken),
             source: Source::new(),
@@ -157,16 +161,28 @@ impl World {
             780..830 => self.source_writes(),
             830..860 => self.bucket_fault(),
             860..890 => self.late_request_lands(),
-            890..905 => self.maybe(0.3, self.servers[server].up, |world| world.kill_or_start(server)),
-            905..925 => self.maybe(0.5, !self.servers[server].cut_off, |world| world.cut_off_or_heal(server)),
-            925..950 => self.maybe(0.5, !self.servers[server].paused, |world| world.pause_or_resume(server)),
-            950..960 => self.crash_operator(operator),
-            960..966 => self.servers[server].leaving ^= true,
-            966..970 => self.user_acts(),
-            970..978 => self.restore_etcd(),
-            978..983 => drop(self.take_call()),
-            983..990 => self.repeat_call(),
-            _ => self.source_fails_over(),
+            fault => self.fault(fault, server, operator),
+        }
+    }
+
+    /// In each world only some kinds of faults happen, others in each: so that some come far enough to go wrong in ways that take long.
+    fn fault(&mut self, fault: u32, server: usize, operator: usize) {
+        let (kind, up) = (fault % 10, self.servers[server].up);
+        if self.faults & (1 << kind) == 0 {
+            return;
+        }
+        match kind {
+            0 => self.maybe(0.3, up, |world| world.kill_or_start(server)),
+            1 | 2 => self.maybe(0.5, !self.servers[server].cut_off, |world| world.cut_off_or_heal(server)),
+            3 | 4 => self.maybe(0.5, !self.servers[server].paused, |world| world.pause_or_resume(server)),
+            5 => self.crash_operator(operator),
+            6 if self.source.down => self.source_goes_on(),
+            6 => self.source_dies(),
+            7 if self.random.random_bool(0.3) => self.user_acts(),
+            7 => self.servers[server].leaving ^= true,
+            8 => self.restore_etcd(),
+            _ if self.random.random_bool(0.5) => drop(self.take_call()),
+            _ => self.repeat_call(),
         }
     }
 
@@ -184,8 +200,13 @@ impl World {
         self.source.write(records, commits);
     }
 
-    /// The primary dies, and a standby goes on that has all that the keeper of its history may count on.
-    fn source_fails_over(&mut self) {
+    fn source_dies(&mut self) {
+        self.source.die();
+        self.story(|| "the source dies".into());
+    }
+
+    /// A standby goes on that has all that the keeper of its history may count on.
+    fn source_goes_on(&mut self) {
         let Some(safe) = self.safe_end() else { return };
         // Whoever goes on has seen the ones before.
         let (_, last_line) = *self.source.lines.last().expect("there is a first");
@@ -294,6 +315,8 @@ impl World {
             }
         }
         self.etcd.change(|tenant| tenant.spec.activity = Activity::Attached);
+        // A primary that comes back is the same.
+        self.source.down = false;
         self.source.write(1, false);
         self.source.stopping = true;
     }
@@ -358,7 +381,7 @@ impl World {
         if held.superseded.is_some() {
             return Err(format!("{place:?} is superseded"));
         }
-        Ok(())
+        self.check_named()
     }
 
     /// Data that was to be deleted is, and nobody can bring it back.

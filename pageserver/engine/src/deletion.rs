@@ -1,7 +1,9 @@
 //! Deleting timelines and tenants for good.
 //!
-//! A timeline gets a tombstone before its first object goes, and the tombstone stays: neither an owner that does not know yet, nor one
-//! that was told to create the same timeline again, brings it back. A tenant gets the claim `ffffffff`, which stays too; with it there
+//! A timeline's index says first that it is being deleted: no owner that reads this opens the timeline, or acknowledges anything about it. Then
+//! it gets a tombstone, before its first object goes, and the tombstone stays: neither an owner that does not know yet, nor one that was told
+//! to create the same timeline again, brings it back. So a tombstone whose put was believed lost ends nothing that anybody was promised
+//! since: who promised would have read the mark, which was put and validated before. A tenant gets the claim `ffffffff`, which stays too; with it there
 //! anyone may finish the deletion, and nobody can own the tenant again.
 
 use std::collections::BTreeSet;
@@ -17,7 +19,8 @@ use crate::object_path::{
 };
 use crate::ports::{Body, Bucket, BucketError, ListRequest, PutIf};
 
-/// Writes a timeline's tombstone, and validates. From then on it is deleted, whatever becomes of its objects.
+/// Writes a timeline's tombstone, and validates. From then on it is deleted, whatever becomes of its objects. Its index says so already
+/// ([`crate::index_keeper::IndexKeeper::mark_deleted`]), unless there is none that can be opened.
 pub async fn bury(claim: &Claim, timeline: TimelineId) -> Result<(), ValidateError> {
     // An owner that was superseded long ago must not bury what the newer one just created.
     claim.validate().await?;
@@ -26,6 +29,20 @@ pub async fn bury(claim: &Claim, timeline: TimelineId) -> Result<(), ValidateErr
     match claim.bucket().put(&path, body, PutIf::Absent).await {
         Ok(_) | Err(BucketError::Precondition(_)) => claim.validate().await,
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether the holder of a claim may delete its tenant: it is the newest owner, or the deletion was begun, by whomever.
+pub async fn validate_deleter(claim: &Claim) -> Result<(), ValidateError> {
+    match claim.validate().await {
+        Err(ValidateError::Superseded { .. })
+            if list_claims(&**claim.bucket(), claim.tenant(), Some(claim.generation()))
+                .await?
+                .contains(&Generation::DELETED) =>
+        {
+            Ok(())
+        }
+        validated => validated,
     }
 }
 
@@ -119,6 +136,12 @@ pub async fn delete_tenant_data(
     bucket: &dyn Bucket,
     tenant: TenantShardId,
 ) -> Result<usize, DeleteTenantError> {
+    claim_deletion(bucket, tenant).await?;
+    Ok(delete_tenant_objects(bucket, tenant).await?)
+}
+
+/// Puts the claim that keeps every owner away for good. `Ok`: it is there, and nobody claimed the tenant while it was put.
+pub async fn claim_deletion(bucket: &dyn Bucket, tenant: TenantShardId) -> Result<(), DeleteTenantError> {
     let before = list_claims(bucket, tenant, None).await?;
     create_deleted(bucket, tenant).await?;
     let after = list_claims(bucket, tenant, None).await?;
@@ -126,6 +149,11 @@ pub async fn delete_tenant_data(
     {
         return Err(DeleteTenantError::ForeignClaim { tenant, by });
     }
+    Ok(())
+}
+
+/// Removes all objects of a tenant shard but claims and tombstones. Only after [`claim_deletion`].
+pub async fn delete_tenant_objects(bucket: &dyn Bucket, tenant: TenantShardId) -> Result<usize, BucketError> {
     let mut deleted = 0;
     for prefix in [tenant_wal_prefix(tenant), config_prefix(tenant), tenant_prefix(tenant)] {
         let paths = list_all(bucket, &prefix).await?;

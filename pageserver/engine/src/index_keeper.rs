@@ -3,7 +3,8 @@
 use std::time::SystemTime;
 
 use codec::index_part::{
-    Extension, IndexPart, LayerMetadata, NotPortable, TimelineMetadata, TliStart, WalFlavour, WalObjectEntry,
+    Extension, IndexPart, LayerMetadata, NotPortable, TimelineMetadata, TliStart, UtcTime, WalFlavour,
+    WalObjectEntry,
 };
 use model::{LayerName, LayerObjectName, Lsn, PgTimestamp, TenantShardId, TimelineId, Tli};
 use tokio::sync::Mutex;
@@ -242,6 +243,19 @@ impl IndexKeeper {
         .await?;
         self.state.lock().await.found_generation = Some(self.claim.generation());
         Ok(())
+    }
+
+    /// Says in the index that the timeline is being deleted, for good. `Ok` without a put for an index without our own part: nothing that it names
+    /// can be opened here.
+    pub async fn mark_deleted(&self) -> Result<(), PutIndexError> {
+        self.change(|part| {
+            if part.deleted_at.is_some() || part.palimpsest.is_none() {
+                return Ok(Changed::No);
+            }
+            part.deleted_at = Some(UtcTime::from_system_time(SystemTime::now()));
+            Ok(Changed::Yes)
+        })
+        .await
     }
 
     /// Changes the index and puts it. What fails to be put is not kept.

@@ -354,6 +354,29 @@ async fn a_deleted_timeline_stays_deleted_for_the_next_owner_and_its_name_is_ref
 }
 
 #[tokio::test]
+async fn nothing_is_acknowledged_about_a_timeline_since_its_deletion_was_asked_for() {
+    let (faulty, bucket) = bad_network();
+    let disk = tempfile::tempdir().unwrap();
+    import(&bucket, &disk).await;
+    let a = Server::start(&bucket).await;
+    let child = a.branch_at(BASE).await.unwrap().id();
+    // Neither what was to say it first nor the tombstone gets there in time; both may yet be done.
+    for lost in ["index_part.json", "tombstone"] {
+        faulty.once(Operation::Put, lost, Fault::Fail);
+        a.tenants.delete_timeline(tenant().tenant, child, async {}).await.unwrap_err();
+        assert!(!deletion::is_buried(&*bucket, tenant(), child).await.unwrap());
+        assert!(matches!(a.branch_at(BASE).await, Err(ChangeError::Buried(_))), "{lost}");
+    }
+    // The next owner reads what the index says, and finishes it.
+    let b = Server::start(&bucket).await;
+    assert!(b.tenants.timeline(tenant().tenant, child).is_err());
+    assert!(matches!(b.branch_at(BASE).await, Err(ChangeError::Buried(_))));
+    b.tenants.delete_timeline(tenant().tenant, child, async {}).await.unwrap();
+    assert!(deletion::is_buried(&*bucket, tenant(), child).await.unwrap());
+    assert!(paths(&bucket, &timeline_prefix(tenant(), child)).await.is_empty());
+}
+
+#[tokio::test]
 async fn a_timeline_with_a_branch_is_not_deleted_even_if_the_branch_could_not_be_opened() {
     let (_, bucket) = bad_network();
     let disk = tempfile::tempdir().unwrap();
@@ -555,6 +578,30 @@ async fn a_missing_inherited_wal_object_is_an_error_and_not_the_end_of_history()
     let history = WalHistory { generation: None, inherited: Vec::new(), switches: vec![(Tli(1), BASE)] };
     let nothing: Result<_, WalRunError> = contiguous_run(&history, Vec::new(), BASE);
     assert!(nothing.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn what_is_missing_while_timelines_are_opened_may_be_a_newer_owners_doing() {
+    let (faulty, bucket) = bad_network();
+    let disk = tempfile::tempdir().unwrap();
+    import(&bucket, &disk).await;
+    let a = Server::start(&bucket).await;
+    a.receive(5).await;
+    a.main().seal_now().await.unwrap();
+    let (gate, mut opening) = held();
+    faulty.once(Operation::List, &wal_prefix(tenant(), main_timeline()), Fault::Hold(gate));
+    let slow = {
+        let bucket = bucket.clone();
+        tokio::spawn(async move { Server::start(&bucket).await })
+    };
+    opening.arrived().await;
+    let c = Server::start(&bucket).await;
+    c.main().checkpoint().await.unwrap();
+    assert!(paths(&bucket, &wal_prefix(tenant(), main_timeline())).await.is_empty());
+    opening.release();
+    let b = slow.await.unwrap();
+    let error = b.tenants.timeline(tenant().tenant, main_timeline()).err().expect("it is C's now");
+    assert!(error.to_string().contains("superseded"), "{error}");
 }
 
 // Rule 10
@@ -796,6 +843,31 @@ async fn the_deletion_of_a_tenant_that_broke_off_is_finished_by_a_repeat_here_or
             Err(ChangeError::Claim(TakeClaimError::Deleted(_)))
         ));
     }
+}
+
+#[tokio::test]
+async fn until_the_deletion_of_a_tenant_is_claimed_its_timelines_go_on_and_nothing_of_them_is_changed() {
+    let (faulty, bucket) = bad_network();
+    let disk = tempfile::tempdir().unwrap();
+    import(&bucket, &disk).await;
+    let a = Server::start(&bucket).await;
+    a.receive(5).await;
+    faulty.once(Operation::Put, "ffffffff", Fault::Fail);
+    let leave = async |_| panic!("nothing is left before it is known to be deleted");
+    a.tenants.delete_tenant(tenant(), leave).await.unwrap_err();
+    let reached = a.receive(5).await;
+    assert!(a.main().seal_now().await.unwrap() >= reached);
+    assert!(a.branch_at(BASE).await.is_err());
+    // A newer owner's data is not deleted by the one who was asked before.
+    let b = Server::start(&bucket).await;
+    let again = a.tenants.delete_tenant(tenant(), async |_| ()).await;
+    assert!(matches!(again, Err(ChangeError::Validate(ValidateError::Superseded { .. }))), "{again:?}");
+    assert_eq!(b.main().last_record_lsn(), reached);
+    // But what the newer one began anyone may finish.
+    faulty.once(Operation::Delete, "", Fault::Fail);
+    b.tenants.delete_tenant(tenant(), async |_| ()).await.unwrap_err();
+    a.tenants.delete_tenant(tenant(), async |_| ()).await.unwrap();
+    assert!(paths(&bucket, "tenants/").await.is_empty());
 }
 
 #[tokio::test]

@@ -24,6 +24,8 @@ pub struct Versitygw {
     port: Port,
     process: Process,
     home: TempDir,
+    /// Its directory in the cache.
+    program: &'static str,
 }
 
 impl Versitygw {
@@ -32,11 +34,20 @@ impl Versitygw {
 
     /// Starts the server and waits until it listens.
     pub async fn start() -> Result<Versitygw> {
+        Self::start_program("versitygw").await
+    }
+
+    /// The same, of a version that knows no conditional writes: it overwrites what was to be created only if absent.
+    pub async fn start_unconditional() -> Result<Versitygw> {
+        Self::start_program("versitygw-unconditional").await
+    }
+
+    async fn start_program(program: &'static str) -> Result<Versitygw> {
         let home = tempfile::Builder::new().prefix("palimpsest-s3-").tempdir()?;
         std::fs::create_dir_all(home.path().join("objects").join(Self::BUCKET))?;
         let port = Port::take()?;
-        let process = launch(home.path(), &port)?;
-        let mut server = Versitygw { port, process, home };
+        let process = launch(program, home.path(), &port)?;
+        let mut server = Versitygw { port, process, home, program };
         server.listening().await?;
         Ok(server)
     }
@@ -49,7 +60,7 @@ impl Versitygw {
     /// Starts again on the same port and objects.
     pub async fn start_again(&mut self) -> Result<()> {
         self.process.kill();
-        self.process = launch(self.home.path(), &self.port)?;
+        self.process = launch(self.program, self.home.path(), &self.port)?;
         self.listening().await
     }
 
@@ -99,8 +110,8 @@ impl Versitygw {
     }
 }
 
-fn launch(home: &Path, port: &Port) -> Result<Process> {
-    let program = account::cache_dir()?.join("versitygw/versitygw").canonicalize();
+fn launch(program: &str, home: &Path, port: &Port) -> Result<Process> {
+    let program = account::cache_dir()?.join(program).join("versitygw").canonicalize();
     let program = program.context("the S3 server is not there: run scripts/install-versitygw.sh")?;
     let mut command: Command = account::command_as(None, &program);
     command

@@ -279,16 +279,20 @@ impl Tenants {
     }
 
     fn end_when_superseded(&self, tenant: &Tenant) {
-        let claim = tenant.claim();
-        let (deleting, token) = (tenant.deleting.clone(), claim.superseded().clone());
+        let claim = tenant.claim().clone();
+        let (deleting, detached) = (tenant.deleting.clone(), tenant.detached.clone());
+        let token = claim.superseded().clone();
         let (superseded, stop) = (self.inner.superseded.clone(), self.inner.stop.clone());
         let (tenant, generation) = (claim.tenant(), claim.generation());
         self.inner.tasks.spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
-                // The claim that deletes a tenant is above ours.
-                () = deleting.cancelled() => {}
+                () = detached.cancelled() => {}
                 () = token.cancelled() => {
+                    // The claim by which we delete the tenant is above ours.
+                    if deleting.is_cancelled() && claim.superseded_by() == Some(Generation::DELETED) {
+                        return;
+                    }
                     let story = format!("generation {generation} of tenant {tenant} was superseded by a newer owner");
                     superseded.send_replace(Some(story));
                 }
@@ -302,21 +306,15 @@ impl Tenants {
             let claim = tenant.claim();
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tenant.deleting.cancelled() => return,
                 () = tenant.detached.cancelled() => return,
                 () = claim.superseded().cancelled() => {}
             }
             let Some(generation) = claim.superseded_by() else { return };
             warn!(tenant = %tenant.shard(), own = %claim.generation(), newer = %generation, "superseded: held as stale from now on");
-            let mut superseded = Superseded { generation, by: None };
-            tenant.change_hold(|hold| {
-                hold.mode = Mode::Stale;
-                hold.superseded = Some(superseded.clone());
-            });
+            tenant.supersede(generation);
             // Who it is helps people; that it is there is what counts.
             if let Ok(by @ Some(_)) = claimed_by(&**claim.bucket(), claim.tenant(), generation).await {
-                superseded.by = by;
-                tenant.change_hold(|hold| hold.superseded = Some(superseded));
+                tenant.change_hold(|hold| hold.superseded = Some(Superseded { generation, by }));
             }
         });
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use model::{Lsn, TenantId, TenantShardId, TimelineId};
+use model::{Generation, Lsn, TenantId, TenantShardId, TimelineId};
 use tracing::info;
 
 use super::attach::AttachError;
@@ -109,11 +109,13 @@ impl Tenants {
         }
         match tenant.slot(new) {
             None => Ok(()),
+            Some(Slot::Deleting) => Err(ChangeError::Buried(new)),
             Some(_) => Err(ChangeError::Conflict(new)),
         }
     }
 
-    /// Deletes a timeline for good; refused while it has branches. Once its tombstone is durable, `leave` is awaited, which must end whatever feeds
+    /// Deletes a timeline for good; refused while it has branches. From then on nothing about it is acknowledged any more, even when the bucket
+    /// fails: what was sent may yet be done. Once its index says so and its tombstone is durable, `leave` is awaited, which must end whatever feeds
     /// the timeline; then its own tasks end; and only then its objects go, so that nothing puts another one. What was interrupted goes on when it
     /// is asked for again, also by a later owner.
     pub async fn delete_timeline<T>(
@@ -135,6 +137,12 @@ impl Tenants {
                     children.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
                 ));
             }
+            let index = tenant.index_to_mark(timeline).await?;
+            tenant.claim().validate().await?;
+            tenant.set(timeline, Slot::Deleting);
+            if let Some(index) = index {
+                index.mark_deleted().await?;
+            }
             deletion::bury(tenant.claim(), timeline).await?;
         } else if !deletion::has_remains(tenant.claim(), timeline).await? {
             return Err(NotFound::Timeline(timeline).into());
@@ -148,8 +156,9 @@ impl Tenants {
         Ok(left)
     }
 
-    /// Deletes a tenant for good, with all its timelines. `leave` must end whatever feeds them; then their tasks end; then the claim that deletes
-    /// the tenant is put, and its objects go. What was interrupted goes on when it is asked for again, also in a process that does not own the
+    /// Deletes a tenant for good, with all its timelines. The claim that deletes the tenant is put first; then `leave` must end whatever feeds
+    /// them; then their tasks end, and only then its objects go, so that nothing puts another one. Until that claim is there its timelines go on,
+    /// though nothing of them can be changed any more: the claim may have been put though the bucket did not say so. What was interrupted goes on when it is asked for again, also in a process that does not own the
     /// tenant: nobody can any more.
     pub async fn delete_tenant<T, F: Future<Output = T>>(
         &self,
@@ -176,19 +185,20 @@ impl Tenants {
             };
         };
         let _no_other = tenant.changing.lock().await;
-        if !tenant.deleting.is_cancelled() {
-            // An owner that was superseded long ago must not delete what is the newer one's.
-            tenant.claim().validate().await?;
-            tenant.deleting.cancel();
-        }
+        // An owner that was superseded, also since it was asked before, must not delete what is the newer one's.
+        deletion::validate_deleter(tenant.claim()).await?;
+        tenant.deleting.cancel();
+        deletion::claim_deletion(&**self.bucket(), shard).await?;
+        tenant.supersede(Generation::DELETED);
         let timelines = tenant.delete_slots();
         let left = leave(timelines).await;
         // An import may have become a timeline just before it was told to end.
         for timeline in tenant.delete_slots() {
             tenant.abandon(timeline).await?;
         }
-        let objects = deletion::delete_tenant_data(&**self.bucket(), shard).await?;
+        let objects = deletion::delete_tenant_objects(&**self.bucket(), shard).await?;
         self.inner.tenants.write().expect("no holder panics").remove(&shard.tenant);
+        tenant.detached.cancel();
         info!(tenant = %shard, objects, "tenant was deleted");
         Ok(left)
     }

@@ -9,6 +9,7 @@ use tracing::{error, info, warn};
 
 use super::slots::{Running, Slot};
 use super::{Tenant, Tenants};
+use crate::claim::ValidateError;
 use crate::error_story::error_story;
 use crate::index_keeper::IndexKeeper;
 use crate::index_store::LoadIndexError;
@@ -23,6 +24,8 @@ impl Tenants {
                 continue; // an attempt before this one came so far
             }
             match tenant.index_store.find(timeline).await {
+                // Whoever asked for that asks again, and then it goes on.
+                Ok(Some(found)) if found.index.deleted_at.is_some() => tenant.set(timeline, Slot::Deleting),
                 Ok(Some(found)) => waiting
                     .push((timeline, Arc::new(IndexKeeper::new(tenant.claim().clone(), timeline, found)))),
                 Ok(None) => {}
@@ -69,7 +72,14 @@ impl Tenants {
                 .transpose()
                 .map_err(|error| error.to_string())?;
             let surroundings = self.surroundings(tenant);
-            open(&surroundings, index, parent.as_ref()).await.map_err(|error| error_story(&error))
+            match open(&surroundings, index, parent.as_ref()).await {
+                Ok(opened) => Ok(opened),
+                // What seems to be missing may be what a newer owner deleted.
+                Err(error) => Err(match tenant.claim().validate().await {
+                    Err(superseded @ ValidateError::Superseded { .. }) => superseded.to_string(),
+                    _ => error_story(&error),
+                }),
+            }
         };
         match opened.await {
             Ok((opened, tasks)) => {

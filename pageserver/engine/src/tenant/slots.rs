@@ -6,14 +6,17 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use model::{TenantShardId, TimelineId};
+use model::{Generation, TenantShardId, TimelineId};
 use tokio::sync::{Mutex, MutexGuard, Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{ChangeError, Followed, Hold, Mode, NotFound, Phase, TenantConfig, TenantInfo, TimelineState};
+use super::{
+    ChangeError, Followed, Hold, Mode, NotFound, Phase, Superseded, TenantConfig, TenantInfo, TimelineState,
+};
 use crate::claim::Claim;
 use crate::index_keeper::IndexKeeper;
-use crate::index_store::IndexStore;
+use crate::index_store::{IndexStore, LoadIndexError};
+use crate::ports::BucketError;
 use crate::timeline::{Timeline, TimelinePolicy};
 
 /// How long the tasks of a deleted timeline may take to end: a layer or two may be on their way to the bucket.
@@ -39,7 +42,7 @@ pub struct Tenant {
     running: RwLock<HashMap<TimelineId, Running>>,
     /// One creation or deletion of a timeline at a time.
     pub(super) changing: Mutex<()>,
-    /// Nobody is interested any more in whether a newer owner comes: set when the tenant is being deleted.
+    /// Its deletion was asked for: nothing of it is changed any more.
     pub(super) deleting: CancellationToken,
 }
 
@@ -63,7 +66,7 @@ pub(super) enum Slot {
     },
     /// It could not be opened, or its tasks ended.
     Broken(Arc<str>),
-    /// It is deleted, and some of it is still in the bucket.
+    /// Its deletion was asked for. Some of it, or all, is still in the bucket.
     Deleting,
 }
 
@@ -148,6 +151,14 @@ impl Tenant {
             let before = hold.clone();
             change(hold);
             *hold != before
+        });
+    }
+
+    /// There is a newer owner, or the tenant is being deleted: from now on it is held as stale.
+    pub(super) fn supersede(&self, generation: Generation) {
+        self.change_hold(|hold| {
+            hold.mode = Mode::Stale;
+            hold.superseded = Some(Superseded { generation, by: None });
         });
     }
 
@@ -290,6 +301,26 @@ impl Tenant {
             _ => return None,
         };
         index.source().await.map(|(source, _)| source)
+    }
+
+    /// The index of a timeline, as whoever changes it here has it; else as it is in the bucket. `None` when there is none to be changed.
+    pub(super) async fn index_to_mark(
+        &self,
+        timeline: TimelineId,
+    ) -> Result<Option<Arc<IndexKeeper>>, BucketError> {
+        if let Some(Slot::Importing { index: Some(index), .. }) = self.slot(timeline) {
+            return Ok(Some(index));
+        }
+        if let Some(running) = self.running.read().expect("no holder panics").get(&timeline) {
+            return Ok(Some(Arc::clone(running.timeline.index())));
+        }
+        match self.index_store.find(timeline).await {
+            Ok(found) => {
+                Ok(found.map(|found| Arc::new(IndexKeeper::new(self.claim.clone(), timeline, found))))
+            }
+            Err(LoadIndexError::Bucket { source, .. }) => Err(source),
+            Err(LoadIndexError::Buried(_) | LoadIndexError::Malformed { .. }) => Ok(None),
+        }
     }
 
     /// Stores what is in memory of all its timelines. Answers whether all of it is in the bucket.

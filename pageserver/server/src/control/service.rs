@@ -150,6 +150,9 @@ impl Control {
     ) -> Result<TimelineState, Status> {
         let dsn = dsn_of(primary)?;
         if let Some(state) = self.existing(tenant, new) {
+            if state == TimelineState::Deleting {
+                return Err(of_change(ChangeError::Buried(new)));
+            }
             if !self.has_source(tenant, new, &dsn).await? {
                 return Err(of_change(ChangeError::Conflict(new)));
             }
