@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use codec::index_part::{IndexPart, WalObjectEntry};
 use engine::object_path::{ObjectPath, claims_prefix, index_prefix};
-use engine::wal_keeper::{StoredWal, wal_path};
+use engine::stored_wal::{StoredWal, wal_path};
 use model::{Generation, LayerObjectName, Lsn, TimelineId};
 use operator::api::tenant::{ShardStatus, TenantStatus};
 

@@ -15,8 +15,8 @@ use engine::index_keeper::{IndexKeeper, IndexTrouble, vanilla_extension};
 use engine::index_store::{IndexStore, LoadIndexError, PutIndexError};
 use engine::object_path::{ObjectPath, index_prefix, tenant_prefix, timeline_prefix};
 use engine::ports::{Body, Bucket, BucketError, ListRequest, PutIf};
-use engine::wal_keeper::{StoredWal, delete_wal, wal_path};
-use engine::wal_run::{WalRunError, contiguous_run, list_wal};
+use engine::stored_wal::{StoredWal, delete_wal, list_wal, wal_path};
+use engine::wal_run::{WalRunError, contiguous_run};
 use model::{
     Generation, Key, LayerName, LayerObjectName, Lsn, PgMajor, TenantShardId, TimelineId, Tli, WalSegmentSize,
 };

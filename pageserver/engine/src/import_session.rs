@@ -21,10 +21,10 @@ use crate::index_keeper::{IndexKeeper, vanilla_extension};
 use crate::layer_write::{ImageFile, LayerStore, WriteLayerError};
 use crate::object_path::{ObjectPath, timeline_prefix};
 use crate::ports::ListRequest;
+use crate::stored_wal::{delete_wal, list_wal};
 use crate::tenant::{ChangeError, Tenant, Tenants};
 use crate::timeline::Timeline;
-use crate::wal_keeper::{KeepWalError, WalKeeper, WalKeeperPlace, delete_wal};
-use crate::wal_run::list_wal;
+use crate::wal_keeper::{KeepWalError, WalKeeper, WalKeeperPlace};
 use crate::wal_target::WalTarget;
 
 /// Layers that may be on their way to the bucket at once: their files are the import's use of the disk.

@@ -13,9 +13,9 @@ use crate::claim::Claim;
 use crate::index_store::{FoundIndex, IndexStore, IndexWriter, PutIndexError};
 use crate::layer_read::Layer;
 use crate::layer_write::{LayerStore, WrittenLayer};
+use crate::stored_wal::StoredWal;
 use crate::timeline::lease::drop_expired;
 use crate::timeline::{Timeline, TimelineFacts};
-use crate::wal_keeper::StoredWal;
 use crate::wal_run::WalHistory;
 
 /// Keeps and writes the index of one timeline as one owner.

@@ -1,7 +1,7 @@
 //! The life of a timeline: WAL in, pages out, everything in the bucket.
 //!
 //! Reading order: [`ports`] (what the engine asks of the world), [`object_path`] (every object we write), [`bucket`], [`claim`] (who owns a tenant),
-//! [`index_store`] and [`index_keeper`] (what a timeline consists of), [`wal_keeper`] (WAL to the bucket first) and [`wal_run`] (which of it counts);
+//! [`index_store`] and [`index_keeper`] (what a timeline consists of), [`stored_wal`] and [`wal_keeper`] (WAL to the bucket first) and [`wal_run`] (which of it counts);
 //! [`ingest`] (which versions a record makes), [`changes`], [`tail`], [`layer_map`], [`chunk_cache`], [`layer_read`], [`layer_write`]; then
 //! [`read`], [`as_of`], [`time`], [`timeline`], and on top [`tenant`] and [`deletion`];
 //! how a timeline begins: [`import`]; what a cluster is restored from: [`backup`].
@@ -15,7 +15,6 @@ pub mod chunk_cache;
 pub mod claim;
 pub mod deletion;
 pub mod error_story;
-
 pub mod import;
 pub mod import_session;
 pub mod index_keeper;
@@ -27,6 +26,7 @@ pub mod layer_write;
 pub mod object_path;
 pub mod ports;
 pub mod read;
+pub mod stored_wal;
 pub mod tail;
 pub mod tenant;
 pub mod time;

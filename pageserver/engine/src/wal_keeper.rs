@@ -14,15 +14,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use codec::wal_object;
-use model::{Generation, Lsn, PgMajor, TenantShardId, TimelineId, Tli};
+use model::{Lsn, PgMajor, TenantShardId, TimelineId, Tli};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info};
+use tracing::debug;
 
 use crate::claim::{Claim, ValidateError};
-use crate::object_path::ObjectPath;
 use crate::ports::{Body, Bucket, BucketError, PutIf};
+use crate::stored_wal::{StoredWal, wal_path};
 use crate::wal_memory::{OWN_SHARE, WalMemory};
 
 /// When WAL is sealed, stored and validated.
@@ -53,21 +53,6 @@ impl Default for WalKeeping {
             memory: WalMemory::new(256 << 20),
         }
     }
-}
-
-/// A raw WAL object that is in the bucket.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredWal {
-    /// Postgres timeline of its bytes.
-    pub tli: Tli,
-    /// First byte.
-    pub start: Lsn,
-    /// Just past the last byte.
-    pub end: Lsn,
-    /// Who put it.
-    pub generation: Generation,
-    /// Bytes of the object.
-    pub size: u64,
 }
 
 /// Why WAL could not be kept.
@@ -503,33 +488,5 @@ async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
-    }
-}
-
-/// Where a WAL object lies.
-pub fn wal_path(tenant_shard: TenantShardId, timeline: TimelineId, object: &StoredWal) -> String {
-    ObjectPath::Wal {
-        tenant: tenant_shard,
-        timeline,
-        tli: object.tli,
-        start: object.start,
-        end: object.end,
-        generation: object.generation,
-    }
-    .to_string()
-}
-
-/// Deletes objects of the list; failures are left to the next owner's cleaning, which finds them covered.
-pub async fn delete_wal(
-    bucket: &dyn Bucket,
-    tenant_shard: TenantShardId,
-    timeline: TimelineId,
-    objects: &[StoredWal],
-) {
-    for some in objects.chunks(1000) {
-        let paths: Vec<String> = some.iter().map(|object| wal_path(tenant_shard, timeline, object)).collect();
-        if let Err(error) = bucket.delete(&paths).await {
-            info!(%error, count = paths.len(), "covered WAL objects remain for now");
-        }
     }
 }

@@ -4,11 +4,9 @@
 //! it was superseded. The index says which: those that it names as inherited, and those of its own generation. Of these only the contiguous run
 //! that follows what layers cover, along the switch points of Postgres timelines, is history.
 
-use model::{Generation, Lsn, TenantShardId, TimelineId, Tli};
+use model::{Generation, Lsn, Tli};
 
-use crate::object_path::{ObjectPath, wal_prefix};
-use crate::ports::{Bucket, BucketError, ListRequest};
-use crate::wal_keeper::StoredWal;
+use crate::stored_wal::StoredWal;
 
 /// What an index says about WAL.
 #[derive(Clone, Debug, Default)]
@@ -54,32 +52,6 @@ pub enum WalRunError {
     WrongObject { path: String },
     #[error("WAL object {path} differs at {at} from the object before it")]
     Differ { path: String, at: Lsn },
-}
-
-/// Every WAL object of a timeline in the bucket, in order of path.
-pub async fn list_wal(
-    bucket: &dyn Bucket,
-    tenant_shard: TenantShardId,
-    timeline: TimelineId,
-) -> Result<Vec<StoredWal>, BucketError> {
-    let prefix = wal_prefix(tenant_shard, timeline);
-    let mut after: Option<String> = None;
-    let mut found = Vec::new();
-    loop {
-        let page = bucket
-            .list(ListRequest { prefix: &prefix, after: after.as_deref(), ..ListRequest::default() })
-            .await?;
-        for object in page.objects {
-            // What is not named like a WAL object is not ours to judge here; the scrubber reports it.
-            if let Ok(ObjectPath::Wal { tli, start, end, generation, .. }) = object.path.parse() {
-                found.push(StoredWal { tli, start, end, generation, size: object.size });
-            }
-        }
-        match page.next {
-            Some(next) => after = Some(next),
-            None => return Ok(found),
-        }
-    }
 }
 
 /// The objects that go on from `covered` without a gap. Objects may overlap; each adds something.

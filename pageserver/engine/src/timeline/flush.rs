@@ -11,8 +11,9 @@ use crate::index_keeper::{IndexKeeper, add_layer};
 use crate::index_store::PutIndexError;
 use crate::layer_read::Layer;
 use crate::layer_write::{DeltaFile, LayerStore, WriteLayerError};
+use crate::stored_wal::delete_wal;
 use crate::tail::Tail;
-use crate::wal_keeper::{WalKeeper, delete_wal};
+use crate::wal_keeper::WalKeeper;
 
 /// A tail that no longer grows.
 pub(super) struct Frozen {

@@ -27,9 +27,10 @@ use crate::layer_map::LayerMap;
 use crate::layer_write::LayerStore;
 use crate::ports::{Bucket, BucketError};
 use crate::read::{Ancestor, Snapshot};
+use crate::stored_wal::{StoredWal, list_wal, wal_path};
 use crate::tail::Tail;
-use crate::wal_keeper::{KeepWalError, StoredWal, WalKeeper, WalKeeperPlace, wal_path};
-use crate::wal_run::{WalHistory, WalRunError, contiguous_run, list_wal};
+use crate::wal_keeper::{KeepWalError, WalKeeper, WalKeeperPlace};
+use crate::wal_run::{WalHistory, WalRunError, contiguous_run};
 
 /// How many received messages may wait for the owner: enough to keep it busy while the next one is read, little enough to stop the source soon.
 const WAL_QUEUE: usize = 8;
