@@ -23,6 +23,9 @@ async fn a_branch_at_a_time_has_what_was_committed_by_then_and_nothing_else() ->
     server.follow(tenant, timeline, &postgres.dsn()).await?;
     server.wait_active(tenant, timeline, Duration::from_mins(1)).await?;
 
+    // What is committed next is committed later than this, and what is there was there before.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let before_the_first = postgres.value(NOW).await?;
     let mut times = Vec::new();
     for n in 1..=4 {
         postgres.sql(&format!("INSERT INTO t VALUES ({n})")).await?;
@@ -39,6 +42,8 @@ async fn a_branch_at_a_time_has_what_was_committed_by_then_and_nothing_else() ->
         Ok(answer["kind"].as_str().context("no kind")?.to_owned())
     };
     ensure!(kind(&before_all).await? == "past", "the time before the import is {}", kind(&before_all).await?);
+    let found = kind(&before_the_first).await?;
+    ensure!(found == "present", "a time between the import and the first commit is {found}");
     ensure!(kind(&times[1]).await? == "present", "a time between commits is {}", kind(&times[1]).await?);
     ensure!(
         kind("2100-01-01T00:00:00Z").await? == "future",
