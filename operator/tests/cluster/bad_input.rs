@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use kube::api::{Patch, PatchParams};
-use operator::api::{Condition, ConditionStatus, condition};
+use operator::api::{Condition, ConditionStatus, Timeline, condition};
 use serde_json::json;
 use testkit::port::Port;
 use testkit::postgres::Installation;
@@ -168,9 +168,14 @@ async fn server_with(around: &Surroundings, passwords: &std::path::Path) -> Resu
     around.pageserver_of(&around.main, "main-0", at, &[("credentials_dir", &directory)]).await
 }
 
+fn follows(timeline: &Timeline) -> bool {
+    let status = timeline.status.clone().unwrap_or_default();
+    condition::is_true(&status.conditions, "Following") && condition::is_true(&status.conditions, "Ready")
+}
+
 /// Somebody else streams from a slot.
 fn hold_slot(primary: &Postgres, slot: &str) -> Result<Process> {
-    let home = primary.make_dir("received")?;
+    let home = primary.make_dir(&format!("received-{slot}"))?;
     let mut command = account::command_as(None, &Installation::find(MAJOR)?.program("pg_receivewal")?);
     command
         .args(["-h", "127.0.0.1", "-p", &primary.port().to_string(), "-U", "postgres", "-S", slot, "-D"])
@@ -230,17 +235,29 @@ async fn bad_sources() -> Result<()> {
     let slot = format!("palimpsest_{}", serde_json::to_value(&id)?.as_str().context("text")?);
     primary.sql(&format!("SELECT pg_create_physical_replication_slot('{slot}', true)")).await?;
     let _holder = hold_slot(&primary, &slot)?;
-    eventually("the slot is held", async || {
-        Ok(primary.value("SELECT bool_or(active)::text FROM pg_replication_slots").await? == "true")
-    })
-    .await?;
+    let held = async |slot: &str| {
+        let asked = format!(
+            "SELECT coalesce(bool_or(active), false)::text FROM pg_replication_slots WHERE slot_name = '{slot}'"
+        );
+        eventually(&format!("{slot} is held"), async || Ok(primary.value(&asked).await? == "true")).await
+    };
+    held(&slot).await?;
     proxy.set(Fault::None);
     // Under that name it can only be a connection of an owner before: it is ended, and the timeline has its slot.
-    let follows = around.timeline_when("taken", |timeline| {
-        let status = timeline.status.clone().unwrap_or_default();
-        condition::is_true(&status.conditions, "Following") && condition::is_true(&status.conditions, "Ready")
-    });
-    follows.await?;
+    around.timeline_when("taken", follows).await?;
+
+    // Under a name that somebody chose it may be anybody's.
+    primary.sql("SELECT pg_create_physical_replication_slot('backups', true)").await?;
+    let holder = hold_slot(&primary, "backups")?;
+    held("backups").await?;
+    let mut shared = following("shared-slot", primary.port(), None)?;
+    shared.spec.source.as_mut().context("it has a source")?.primary.slot_name = Some("backups".into());
+    around.make(Some(TEAM), &shared).await?;
+    timeline_says(&around, "shared-slot", "SourceUnreachable", &["backups", "pg_receivewal", "another name"])
+        .await?;
+    drop(holder);
+    around.timeline_when("shared-slot", follows).await?;
+    held("backups").await?;
 
     let copy = primary.base_backup("copy").await?;
     let home = tempfile::tempdir()?;
@@ -249,6 +266,6 @@ async fn bad_sources() -> Result<()> {
     let standby = Postgres::start_existing(MAJOR, home, &[]).await?;
     around.make(Some(TEAM), &following("standby", standby.port(), None)?).await?;
     timeline_says(&around, "standby", "SourceUnfit", &["standby"]).await?;
-    // The pool, its tenant, and six timelines.
-    is_quiet(&operator, 8).await
+    // The pool, its tenant, and seven timelines.
+    is_quiet(&operator, 9).await
 }

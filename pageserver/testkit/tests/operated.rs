@@ -10,7 +10,7 @@ use proto::error::{detail, reason};
 use proto::v1::{
     ConfigureTenantRequest, DeleteTenantDataRequest, DeleteTimelineRequest, Mode, Reason,
     SetTimelineSourceRequest, SetTimelineStateRequest, SourceState, StorageState, TenantConfig,
-    TimelineState, WatchStatusRequest,
+    TimelineState, TimelineStatus, WatchStatusRequest,
 };
 use testkit::cluster_files::PageKind;
 use testkit::page_compare::{self, Verdict};
@@ -52,6 +52,11 @@ async fn pages(postgres: &Postgres, server: &Operated, tenant: TenantId, timelin
     Ok(())
 }
 
+fn streams(told: &TimelineStatus) -> bool {
+    told.state() == TimelineState::Active
+        && told.source.as_ref().is_some_and(|source| source.state() == SourceState::Streaming)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tenant_moves_from_one_server_to_another_and_the_first_knows_it_is_stale() {
     moves().await.unwrap();
@@ -69,16 +74,14 @@ async fn moves() -> Result<()> {
     a.attach(tenant, 1, "first").await?; // its answer was lost
     a.import(tenant, 1, timeline, &primary.dsn()).await?;
     a.import(tenant, 1, timeline, &primary.dsn()).await?;
-    a.timeline_when(tenant, timeline, |told| {
-        told.state() == TimelineState::Active
-            && told.source.as_ref().is_some_and(|source| source.state() == SourceState::Streaming)
-    })
-    .await?;
+    a.timeline_when(tenant, timeline, streams).await?;
     a.wait_for(tenant, timeline, end_of(&primary).await?).await?;
     pages(&primary, &a, tenant, timeline).await?;
 
     // Another gets it, as if the first were cut off from the operator.
     b.attach(tenant, 2, "second").await?;
+    // Also when the source has nothing new to say.
+    b.timeline_when(tenant, timeline, streams).await?;
     primary.sql("INSERT INTO t VALUES (2)").await?;
     b.wait_for(tenant, timeline, end_of(&primary).await?).await?;
     pages(&primary, &b, tenant, timeline).await?;

@@ -165,20 +165,24 @@ impl Control {
     }
 }
 
-/// The connection string of a primary, with the key of its password.
+/// The connection string of a primary, with the key of its password and the name of its slot.
 fn dsn_of(primary: &Primary) -> Result<String, Status> {
-    if !primary.slot_name.is_empty() {
-        return Err(invalid("slot_name", "cannot be chosen yet: it is palimpsest_ and the timeline's id"));
-    }
     if primary.conninfo.is_empty() {
         return Err(invalid("conninfo", "is missing"));
     }
     let is_uri = primary.conninfo.contains("://");
-    Ok(match primary.credentials_key.as_str() {
-        "" => primary.conninfo.clone(),
-        _ if is_uri => return Err(invalid("conninfo", "must have the key=value form where a key is named")),
-        key => format!("{} credentials={}", primary.conninfo, quoted(key)),
-    })
+    let mut dsn = primary.conninfo.clone();
+    for (option, value) in [("credentials", &primary.credentials_key), ("slot", &primary.slot_name)] {
+        if value.is_empty() {
+            continue;
+        }
+        if is_uri {
+            let why = format!("must have the key=value form where {option} is given beside it");
+            return Err(invalid("conninfo", &why));
+        }
+        dsn = format!("{dsn} {option}={}", quoted(value));
+    }
+    Ok(dsn)
 }
 
 /// What was begun goes on when the caller does not wait for it.

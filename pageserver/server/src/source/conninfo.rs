@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use model::TimelineId;
+
 use super::secure::{Security, SslMode};
 
 /// Where a Postgres is and as whom to connect.
@@ -27,6 +29,8 @@ pub struct ConnInfo {
     pub credentials: Option<String>,
     /// That file.
     credentials_file: Option<PathBuf>,
+    /// The slot that was chosen for the timeline that follows.
+    slot: Option<String>,
     /// TLS, with what the process has where the string says nothing.
     pub security: Security,
     /// TLS as the string says it.
@@ -136,6 +140,7 @@ impl FromStr for ConnInfo {
             passfile: take("passfile").map(PathBuf::from),
             credentials: take("credentials").map(checked_key).transpose()?,
             credentials_file: None,
+            slot: take("slot").map(checked_slot).transpose()?,
             stored_security: security.clone(),
             security,
             user,
@@ -152,6 +157,13 @@ impl FromStr for ConnInfo {
 fn checked_key(key: String) -> Result<String, ConnInfoError> {
     let is_key = key.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) && !key.starts_with('.');
     if is_key { Ok(key) } else { wrong(format!("credentials={key:?} is no key of a Secret")) }
+}
+
+/// What Postgres takes for the name of a replication slot.
+fn checked_slot(name: String) -> Result<String, ConnInfoError> {
+    let is_name =
+        name.len() <= 63 && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+    if is_name { Ok(name) } else { wrong(format!("slot={name:?} is no name of a replication slot")) }
 }
 
 /// `name = value` pairs; values may stand in single quotes, in which `\` escapes.
@@ -275,6 +287,29 @@ impl ConnInfo {
         })
     }
 
+    /// The name of a timeline's slot on this source.
+    pub fn slot_of(&self, timeline: TimelineId) -> String {
+        self.slot.clone().unwrap_or_else(|| format!("palimpsest_{timeline}"))
+    }
+
+    /// Whether that name was chosen, so that others may use it, too.
+    pub fn has_chosen_slot(&self) -> bool {
+        self.slot.is_some()
+    }
+
+    /// For another timeline of the same source: one slot is for one.
+    #[must_use]
+    pub fn without_slot(self) -> Self {
+        ConnInfo { slot: None, ..self }
+    }
+
+    /// How the source is to show the connections of a timeline, unless the string says it.
+    #[must_use]
+    pub fn shown_as(mut self, timeline: TimelineId) -> Self {
+        self.application_name.get_or_insert_with(|| format!("palimpsest_{timeline}"));
+        self
+    }
+
     /// What is to be done when a source wants a password and there is none.
     pub fn no_password(&self) -> String {
         match &self.credentials {
@@ -364,6 +399,9 @@ impl fmt::Display for ConnInfo {
         if let Some(key) = &self.credentials {
             write!(f, " credentials={}", quoted(key))?;
         }
+        if let Some(slot) = &self.slot {
+            write!(f, " slot={slot}")?;
+        }
         write!(f, " connect_timeout={}", self.connect_timeout.as_secs())
     }
 }
@@ -411,6 +449,20 @@ mod tests {
         assert!(!info.to_string().contains("s3cret"));
         for bad in ["../orders-db", "a/b", ".hidden", "a b"] {
             assert!(format!("host=h credentials='{bad}'").parse::<ConnInfo>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_slot_may_be_chosen_for_one_timeline_and_is_not_anothers() {
+        let timeline: TimelineId = "ffeeddccbbaa99887766554433221100".parse().unwrap();
+        let chosen = parsed("host=h slot=backups");
+        assert_eq!(parsed(&chosen.to_string()).slot_of(timeline), "backups");
+        let own = format!("palimpsest_{timeline}");
+        assert_eq!(chosen.without_slot().slot_of(timeline), own);
+        assert_eq!(parsed("host=h").shown_as(timeline).application_name, Some(own));
+        assert_eq!(parsed("host=h application_name=x").shown_as(timeline).application_name, Some("x".into()));
+        for bad in ["Backups", "a-b", "a b", &"a".repeat(64)] {
+            assert!(format!("host=h slot='{bad}'").parse::<ConnInfo>().is_err(), "{bad}");
         }
     }
 

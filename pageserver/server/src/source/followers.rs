@@ -16,6 +16,7 @@ use engine::wal_target::WalTarget;
 use futures::future::BoxFuture;
 use model::{Lsn, TenantId, TimelineId, Tli};
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use super::client::{Client, Purpose};
 use super::conninfo::{ConnInfo, ConnInfoError, Secrets};
@@ -112,11 +113,6 @@ impl Followers {
                 turns: Semaphore::new(IMPORTS_AT_ONCE),
             }),
         }
-    }
-
-    /// The name of our slot on a timeline's source.
-    pub fn slot_name(timeline: TimelineId) -> String {
-        format!("palimpsest_{timeline}")
     }
 
     /// What the follower of a timeline does, for people.
@@ -267,13 +263,15 @@ impl Followers {
             made => made?,
         };
         state.set(stage, format!("archived: {}; goes on as timeline {successor}", archived.reason));
+        let onwards = source.clone().without_slot();
         if next.index().source().await.is_none() {
-            self.store_source(&next, &source).await?;
+            self.store_source(&next, &onwards).await?;
         }
         if next.archived().await.is_none() && self.get(successor).is_none() {
-            self.follow(&next, source.clone());
+            self.follow(&next, onwards);
         }
-        let slot = Self::slot_name(timeline.id());
+        let source = source.shown_as(timeline.id());
+        let slot = source.slot_of(timeline.id());
         let released = tokio::time::timeout(RELEASE_PATIENCE, release_slot(&source, &slot)).await;
         if !matches!(released, Ok(Ok(()))) {
             tracing::warn!(slot, "the slot of the archived timeline may remain on the source");
@@ -284,7 +282,7 @@ impl Followers {
     async fn store_source(&self, timeline: &Timeline, source: &ConnInfo) -> Result<(), ChangeError> {
         let stored = Source {
             conninfo: source.to_string(),
-            slot: Some(Self::slot_name(timeline.id())),
+            slot: Some(source.slot_of(timeline.id())),
             paused: false,
             unknown: Unknown::new(),
         };
@@ -357,7 +355,7 @@ impl Followers {
         let history = replication::history(&mut client, identity.tli).await.map_err(FollowError::from)?;
         course_of(timeline, &identity, &history).await?;
         // Before the answer: from it on, the source may be counted on to keep the WAL that comes next.
-        let slot = Self::slot_name(timeline.id());
+        let slot = source.slot_of(timeline.id());
         let is_new = replication::create_slot(&mut client, &slot).await.map_err(FollowError::from)?;
         if let Err(error) = self.store_source(timeline, &source).await {
             if is_new && let Err(error) = replication::drop_slot(&mut client, &slot).await {
@@ -375,8 +373,8 @@ impl Followers {
     /// remains there, if that failed.
     pub async fn leave(&self, timeline: TimelineId) -> Option<String> {
         self.paused().remove(&timeline);
-        let source = self.end(timeline).await?;
-        let slot = Self::slot_name(timeline);
+        let source = self.end(timeline).await?.shown_as(timeline);
+        let slot = source.slot_of(timeline);
         let why = match tokio::time::timeout(RELEASE_PATIENCE, release_slot(&source, &slot)).await {
             Ok(Ok(())) => return None,
             Ok(Err(error)) => error.to_string(),
@@ -507,38 +505,58 @@ impl Followers {
         let task = self.inner.supervisor.start_unless(format!("import {id}"), is_final, move |stop| {
             let (this, source, state, begun) = (this.clone(), from.clone(), Arc::clone(&told), begun.take());
             async move {
-                let begun = if let Some(begun) = begun {
-                    begun
-                } else {
-                    tokio::select! {
-                        begun = begin(&this.inner.tenants, tenant, id, &source) => begun?,
-                        () = stop.cancelled() => return Err(ImportFailure::Stopping),
-                    }
-                };
-                let _turn = tokio::select! {
-                    turn = this.inner.turns.acquire() => turn.expect("nobody closes it"),
-                    () = stop.cancelled() => return Err(ImportFailure::Stopping),
-                };
-                let slot = Self::slot_name(id);
-                let claim = this.inner.tenants.tenant(tenant).map_err(ChangeError::from)?.claim().clone();
-                let receiver = |target: WalTarget| Receiver {
-                    target,
-                    claim: claim.clone(),
-                    source: source.clone(),
-                    slot: Some(slot.clone()),
-                    system_identifier: begun.identity.system_identifier,
-                    tli: begun.identity.tli,
-                    wal_segment_size: begun.identity.wal_segment_size,
-                    state: Arc::default(),
-                };
-                let timeline =
-                    import::run(begun.session, &begun.identity, &source, &slot, receiver, &state, stop)
-                        .await?;
-                this.follow(&timeline, source.clone());
-                Ok::<(), ImportFailure>(())
+                let imported = this.import_once(tenant, id, source, begun, &state, stop).await;
+                if let Err(error) = &imported
+                    && !matches!(error, ImportFailure::Stopping)
+                {
+                    let told = format!("the import failed: {}", error_story(error));
+                    state.set(Stage::Disconnected, told);
+                }
+                imported
             }
         });
         self.put(id, Follower { tenant, source: Some(source), state, task });
+    }
+
+    /// Imports a source's base from its beginning, and follows the source then.
+    async fn import_once(
+        &self,
+        tenant: TenantId,
+        id: TimelineId,
+        source: ConnInfo,
+        begun: Option<Begun>,
+        state: &Arc<SourceCourse>,
+        stop: CancellationToken,
+    ) -> Result<(), ImportFailure> {
+        let begun = if let Some(begun) = begun {
+            begun
+        } else {
+            tokio::select! {
+                begun = begin(&self.inner.tenants, tenant, id, &source) => begun?,
+                () = stop.cancelled() => return Err(ImportFailure::Stopping),
+            }
+        };
+        let _turn = tokio::select! {
+            turn = self.inner.turns.acquire() => turn.expect("nobody closes it"),
+            () = stop.cancelled() => return Err(ImportFailure::Stopping),
+        };
+        let source = source.shown_as(id);
+        let slot = source.slot_of(id);
+        let claim = self.inner.tenants.tenant(tenant).map_err(ChangeError::from)?.claim().clone();
+        let receiver = |target: WalTarget| Receiver {
+            target,
+            claim: claim.clone(),
+            source: source.clone(),
+            slot: Some(slot.clone()),
+            system_identifier: begun.identity.system_identifier,
+            tli: begun.identity.tli,
+            wal_segment_size: begun.identity.wal_segment_size,
+            state: Arc::default(),
+        };
+        let timeline =
+            import::run(begun.session, &begun.identity, &source, &slot, receiver, state, stop).await?;
+        self.follow(&timeline, source.clone());
+        Ok(())
     }
 }
 
@@ -555,7 +573,7 @@ async fn begin(
     source: &ConnInfo,
 ) -> Result<Begun, ImportFailure> {
     let (identity, checksums) = import::survey(source).await?;
-    let plan = import::plan(&identity, checksums, source, &Followers::slot_name(timeline));
+    let plan = import::plan(&identity, checksums, source, &source.slot_of(timeline));
     let session = tenants.begin_import(tenant, timeline, plan).await?;
     Ok(Begun { session, identity })
 }
@@ -564,8 +582,8 @@ fn receiver_of(timeline: &Timeline, source: ConnInfo, with_slot: bool, state: Ar
     Receiver {
         target: WalTarget::Open(timeline.clone()),
         claim: timeline.index().claim().clone(),
-        source,
-        slot: with_slot.then(|| Followers::slot_name(timeline.id())),
+        slot: with_slot.then(|| source.slot_of(timeline.id())),
+        source: source.shown_as(timeline.id()),
         system_identifier: timeline.facts().system_identifier,
         tli: timeline.tli(),
         wal_segment_size: timeline.facts().wal_segment_size,

@@ -93,6 +93,14 @@ pub enum FollowError {
         /// In the source's words.
         reason: String,
     },
+    /// Somebody else uses the slot that was chosen.
+    #[error("the slot {slot} is in use by {by}: choose another name for ours, or end that one")]
+    SlotTaken {
+        /// Which.
+        slot: String,
+        /// Who, as the source shows it.
+        by: String,
+    },
     /// A newer owner has the tenant.
     #[error(transparent)]
     Claim(#[from] ValidateError),
@@ -149,23 +157,37 @@ pub async fn course_of(
     Ok(lineage::course(ours, Theirs { history, flushed: identity.flushed })?)
 }
 
-/// Drops a slot on a source, even when a walsender has it.
-pub async fn release_slot(source: &ConnInfo, slot: &str) -> Result<(), ClientError> {
+/// Drops a slot on a source, even when a walsender of ours has it.
+pub async fn release_slot(source: &ConnInfo, slot: &str) -> Result<(), FollowError> {
     let mut attempt = 0;
     loop {
         let mut client = Client::connect(source, Purpose::Replication).await?;
         match replication::drop_slot(&mut client, slot).await {
             Err(error) if error.is_sqlstate("55006") && attempt < SLOT_ATTEMPTS => {
                 attempt += 1;
-                slot_field(source, slot, "pg_terminate_backend(active_pid)").await?;
+                end_walsender(source, slot).await?;
                 tokio::time::sleep(Duration::from_millis(50) * attempt).await;
             }
             dropped => {
                 client.close().await;
-                return dropped;
+                return Ok(dropped?);
             }
         }
     }
+}
+
+/// Ends the walsender that has a slot. Under the name that we make of a timeline's id it can only be of an owner before us or a dead connection of
+/// our own; under one that was chosen it must show itself as ours.
+async fn end_walsender(source: &ConnInfo, slot: &str) -> Result<(), FollowError> {
+    if source.has_chosen_slot() {
+        let by = "(SELECT coalesce(application_name, 'another role') FROM pg_stat_replication WHERE pid = active_pid)";
+        let by = slot_field(source, slot, by).await?;
+        if let Some(by) = by.filter(|by| Some(by) != source.application_name.as_ref()) {
+            return Err(FollowError::SlotTaken { slot: slot.to_owned(), by });
+        }
+    }
+    slot_field(source, slot, "pg_terminate_backend(active_pid)").await?;
+    Ok(())
 }
 
 /// An expression over the slot's row in `pg_replication_slots`; `None` without such a slot. Replication connections run no SQL: this is another.
@@ -312,6 +334,8 @@ impl Receiver {
         loop {
             self.start(client, start, tli).await?;
             tracing::info!(%start, %received, %tli, "following {}", self.source);
+            // A source that has nothing new says nothing.
+            self.state.set(Stage::Streaming, format!("streaming, received {received}"));
             match self.stream(client, tli, stop).await? {
                 StreamEnd::Stopped => return Ok(()),
                 StreamEnd::NextTimeline(None) => return Err(ClientError::Closed.into()),
@@ -389,7 +413,7 @@ impl Receiver {
         }
     }
 
-    /// Begins to stream; takes the slot from another walsender, which can only be of an owner before us or a dead connection of our own.
+    /// Begins to stream; takes the slot from another walsender of ours.
     async fn start(&self, client: &mut Client, start: Lsn, tli: Tli) -> Result<(), FollowError> {
         let mut attempt = 0;
         loop {
@@ -399,18 +423,13 @@ impl Receiver {
                     attempt += 1;
                     client.rows_until_ready().await?;
                     tracing::info!(slot = ?self.slot, "the slot is in use; ending its walsender");
-                    self.end_walsender().await?;
+                    if let Some(slot) = &self.slot {
+                        end_walsender(&self.source, slot).await?;
+                    }
                     tokio::time::sleep(Duration::from_millis(100) * attempt).await;
                 }
                 Err(error) => return Err(lost_or(error, start)),
             }
-        }
-    }
-
-    async fn end_walsender(&self) -> Result<(), ClientError> {
-        match &self.slot {
-            Some(slot) => slot_field(&self.source, slot, "pg_terminate_backend(active_pid)").await.map(drop),
-            None => Ok(()),
         }
     }
 
