@@ -8,7 +8,7 @@ export RUST_LIB_BACKTRACE ?= 0
 CARGO := cargo
 FUZZ_SECONDS ?= 600
 
-.PHONY: help build test check oracle demo bench fuzz charts kubeconform manifests e2e e2e-smoke
+.PHONY: help build test check oracle demo bench fuzz charts kubeconform manifests e2e e2e-smoke guide
 
 help:
 	@echo 'make demo     history of a real Postgres comes alive, on this machine, in three minutes'
@@ -19,6 +19,7 @@ help:
 	@echo 'make fuzz     every fuzz target for FUZZ_SECONDS=$(FUZZ_SECONDS)'
 	@echo 'make charts   charts and examples against real API servers: lint, schemas, strict dry runs'
 	@echo 'make e2e      stories on a real cluster: the one that KUBECONFIG names, else one made with kind; e2e-smoke: the first three'
+	@echo 'make guide    the commands of docs/operations.md, one by one, on a cluster made with kind'
 	@echo 'make manifests   manifests/ from charts/'
 
 build:
@@ -73,6 +74,9 @@ manifests:
 
 e2e:
 	e2e/run.sh
+
+guide:
+	e2e/run.sh guide
 
 e2e-smoke:
 	e2e/run.sh a_import_and_read b_branch_and_restore c_lost_pageserver

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # run.sh [STORY...]: tells stories on a real cluster. Without names all of them, in the order of their folders.
+# run.sh guide [--note]: runs the commands of docs/operations.md there instead (guide.sh).
 #
 # KUBECONFIG names a cluster: it is used as it is; its nodes must be able to get the images E2E_IMAGES/{pageserver,operator,postgres,versitygw}:E2E_TAG.
 # Else one is made with kind, and is gone at the end (unless E2E_KEEP is set): with kind's own node image where a registry of images answers,
@@ -13,7 +14,10 @@ export E2E_EVIDENCE=${E2E_EVIDENCE:-$CARGO_TARGET_DIR/e2e}
 cd "$root"
 
 stories=("$@")
-if [ ${#stories[@]} -eq 0 ]; then
+if [ "${1:-}" = guide ]; then
+    # Its commands name the images that are published.
+    export PUBLISHED=yes
+elif [ ${#stories[@]} -eq 0 ]; then
     for folder in "$here"/stories/*/; do
         name=$(basename "$folder")
         stories+=("${name//-/_}")
@@ -72,6 +76,12 @@ if [ -z "${KUBECONFIG:-}" ]; then
     "$scripts/images-from-machine.sh" "$state/images" pageserver operator postgres versitygw
     "${beside[@]}" "$kind_program" create cluster --config "$state/cluster.yaml" "${node[@]}" --wait 180s
     for archive in "$state"/images/*.tar; do "${beside[@]}" "$kind_program" load image-archive "$archive" --name palimpsest; done
+fi
+
+if [ "${1:-}" = guide ]; then
+    shift
+    "${beside[@]}" "$here/guide.sh" "$@"
+    exit
 fi
 
 since=$SECONDS

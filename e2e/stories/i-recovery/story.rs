@@ -32,32 +32,14 @@ fn lose_everything(cluster: &Cluster) -> Result<()> {
     cluster.kubectl(&["--namespace", OPERATOR_NAMESPACE, "delete", "leases", "--all"]).map(drop)
 }
 
-/// What `pagectl adopt` prints of a tenant, in a pod that has the keys of the bucket.
+/// What `pagectl adopt` prints of a tenant, in the example's job, which has the keys of the bucket.
 fn adopted(cluster: &Cluster, images: &Images, tenant: &str) -> Result<String> {
-    let image = images.name("pageserver");
-    let bucket = "s3://history?endpoint=http://s3.storage.svc:7070&region=us-east-1&path_style=true";
-    cluster.apply(&format!(
-        r"
-apiVersion: v1
-kind: Pod
-metadata: {{name: adopt, namespace: {POOL_NAMESPACE}}}
-spec:
-  restartPolicy: Never
-  automountServiceAccountToken: false
-  enableServiceLinks: false
-  securityContext: {{runAsNonRoot: true, runAsUser: 65532, seccompProfile: {{type: RuntimeDefault}}}}
-  containers:
-    - name: adopt
-      image: {image}
-      command: [pagectl, adopt, '{bucket}', --pool, {POOL}, --pool-namespace, {POOL_NAMESPACE}, --tenant, '{tenant}']
-      envFrom: [{{secretRef: {{name: s3}}}}]
-      securityContext: {{allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {{drop: [ALL]}}}}
-"
-    ))?;
-    let ended = ["wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/adopt", "--timeout=60s"];
-    let ended = cluster.kubectl(&[&["--namespace", POOL_NAMESPACE], &ended[..]].concat());
-    let said = cluster.kubectl(&["--namespace", POOL_NAMESPACE, "logs", "adopt"])?;
-    cluster.kubectl(&["--namespace", POOL_NAMESPACE, "delete", "pod/adopt"])?;
+    let job = images.put_into(&platform::example("adopt.yaml")?);
+    ensure!(job.contains("storage]"), "the example has another command");
+    cluster.apply(&job.replace("storage]", &format!("storage, --tenant, '{tenant}']")))?;
+    let ended = cluster.wait(POOL_NAMESPACE, "job/adopt", "Complete", Duration::from_mins(1));
+    let said = cluster.kubectl(&["--namespace", POOL_NAMESPACE, "logs", "job/adopt"])?;
+    cluster.kubectl(&["--namespace", POOL_NAMESPACE, "delete", "job/adopt"])?;
     ensure!(ended.is_ok(), "pagectl says {said}");
     Ok(said)
 }
