@@ -2,9 +2,11 @@
 //!
 //! Random interleavings of two operators, three pageservers, a bucket, an etcd and a Postgres with one slot are played from a seed, with a
 //! crash possible between any two effects. The operators run the operator's own `decide`; the pageservers run the engine's own claims,
-//! indexes, tombstones, deletions and choice of WAL, against a bucket in memory. Everything between them is a model: messages that come
-//! late, twice or never, requests to the bucket that fail or take effect later, processes that die or stand still, nodes that are cut off, a
-//! primary that is replaced by its standby, an etcd that is restored from a backup, users who change their minds.
+//! indexes, tombstones, deletions, choice of WAL and comparison of histories, against a bucket in memory. Everything between them is a
+//! model: messages that come late, twice or never, requests to the bucket that fail or take effect later, processes that die or stand
+//! still, nodes that are cut off, a primary that is replaced by its standby (in some worlds by one that lacks what was not reported, in
+//! others by a cluster that was restored from here, or by another such), an etcd that is restored from a backup, users who change their
+//! minds.
 //!
 //! What must hold: no generation is given or claimed twice; what was promised (WAL reported to the source, branches, leases, deletions) is
 //! there for every later owner; what the newest index names is there; a committed place never goes back; and when faults stop, the tenant
@@ -20,11 +22,6 @@
 //! * WAL of a superseded owner does not count: here it is what the source has too, unless the primary and a pageserver die together, which no
 //!   seed of the first 20,000 turns into a difference. `wal_that_a_superseded_owner_puts_after_its_successor_listed_does_not_count` in
 //!   `fencing`, `only_own_and_inherited_objects_count` in `wal_run`;
-//! * two restores of one place are two histories, and a source below ours has diverged: no cluster is restored here.
-//!   `two_restores_of_one_place_are_told_apart` in the server's `lineage`, `two_restores_of_one_place_are_two_histories` in the test
-//!   kit's `forks`;
-//! * the successor of a diverged timeline is on record before anything of it is: no source diverges here.
-//!   `a_timeline_whose_source_forked_below_it_is_archived_and_continued` in `forks`;
 //! * a claim that appears while a deletion begins stops it: what it protects is that somebody looks, and the repeat goes on.
 //!   `a_claim_that_appears_while_a_deletion_begins_stops_it` in the engine's `deletion`.
 //!
@@ -245,6 +242,16 @@ fn waiting_for_the_slot_of_a_process_that_stands_still_is_caught() {
 #[test]
 fn a_switch_of_the_postgres_timeline_that_is_not_noted_first_is_caught() {
     caught(Broken::SwitchNotNoted);
+}
+
+#[test]
+fn an_archived_timeline_that_does_not_say_what_goes_on_in_its_place_is_caught() {
+    caught(Broken::SuccessorUnrecorded);
+}
+
+#[test]
+fn following_another_restore_of_the_same_place_is_caught() {
+    caught(Broken::NonceIgnored);
 }
 
 #[test]

@@ -35,6 +35,10 @@ pub enum Broken {
     ActiveSlotWaitedFor,
     /// That the source went on as another Postgres timeline is not noted before its WAL is stored.
     SwitchNotNoted,
+    /// That a timeline is archived is noted without what goes on in its place.
+    SuccessorUnrecorded,
+    /// Two restores of one place are not told apart.
+    NonceIgnored,
     /// Covered WAL is deleted though it is not known whether the index that covers it is what a next owner reads.
     WalDeletedUnvalidated,
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use codec::index_part::{IndexPart, WalObjectEntry};
 use engine::object_path::{ObjectPath, claims_prefix, index_prefix};
 use engine::stored_wal::{StoredWal, wal_path};
-use model::{Generation, LayerObjectName, Lsn, TimelineId};
+use model::{Generation, LayerObjectName, Lsn, TimelineId, Tli};
 use operator::api::tenant::{ShardStatus, TenantStatus};
 
 use super::World;
@@ -34,6 +34,13 @@ impl Ledger {
     /// Who asks for another lease needs the one before no more.
     pub fn end_lease(&mut self) {
         self.lease = None;
+    }
+
+    /// Nobody's history has more than this.
+    pub fn cut(&mut self, at: Lsn) {
+        for received in self.received.values_mut() {
+            *received = at.min(*received);
+        }
     }
 
     /// Somebody begins to delete a branch: nothing is promised of it, unless an owner acknowledges it again.
@@ -114,7 +121,11 @@ impl World {
     /// What was said by an owner, right when it is heard.
     pub fn check_said(&mut self, which: usize, generation: Generation, said: Said) {
         match said {
-            Said::Nothing | Said::MayConnect => {}
+            Said::Nothing | Said::MayConnect { .. } => {}
+            Said::Parted(at) => {
+                self.ledger.received.insert(generation, at);
+            }
+            Said::Restored(nonce, tli, at) => self.restored(generation, nonce, tli, at),
             Said::Reported(lsn) => self.report(which, generation, lsn),
             Said::Branched(branch, begin) => self.branched(generation, branch, begin),
             Said::Buried(branch) => {
@@ -141,6 +152,16 @@ impl World {
             self.violated(format!("{generation} acknowledged branch {branch}, and {newer} has none"));
         }
         self.check_horizon();
+    }
+
+    /// A cluster was restored by who is the newest owner still: it takes the source's place.
+    fn restored(&mut self, generation: Generation, nonce: String, tli: Tli, at: Lsn) {
+        if self.highest_claim() != Some(generation) || !self.source.down || self.source.restored.is_some() {
+            return;
+        }
+        self.source.restore(nonce, tli, at);
+        self.ledger.cut(at);
+        self.story(|| format!("a cluster that was restored at {at} takes the source's place"));
     }
 
     /// The source hears that its WAL is safe, if this owner is the one who receives it.
@@ -185,23 +206,23 @@ impl World {
 
     /// The objects that the newest index names.
     fn named(&self) -> Vec<String> {
-        let Some(newest) = self.newest_index() else { return Vec::new() };
+        let Some((timeline, newest)) = self.newest_index() else { return Vec::new() };
         let covered = newest.disk_consistent_lsn();
         let layers = newest.layer_metadata.iter().map(|(layer, metadata)| {
             let name = LayerObjectName { layer: layer.clone(), generation: metadata.generation };
-            ObjectPath::Layer { tenant: self.shard, timeline: MAIN, name }.to_string()
+            ObjectPath::Layer { tenant: self.shard, timeline, name }.to_string()
         });
         let wal = newest.palimpsest.iter().flat_map(|ours| &ours.wal_objects);
         let wal = wal.filter(|object| object.end > covered).map(|entry| {
             let WalObjectEntry { tli, start, end, generation, size, .. } = *entry;
-            wal_path(self.shard, MAIN, &StoredWal { tli, start, end, generation, size })
+            wal_path(self.shard, timeline, &StoredWal { tli, start, end, generation, size })
         });
         layers.chain(wal).collect()
     }
 
     /// What the newest owner lets go of is not what somebody was promised.
     fn check_horizon(&mut self) {
-        let Some(newest) = self.newest_index() else { return };
+        let Some((_, newest)) = self.newest_index() else { return };
         let horizon = newest.metadata().latest_gc_cutoff_lsn;
         let promised = self.ledger.lease.iter().chain(self.ledger.branches.values());
         if let Some(lsn) = promised.into_iter().find(|lsn| **lsn < horizon) {
@@ -210,9 +231,17 @@ impl World {
     }
 
     /// The index from which the next owner would go on.
-    fn newest_index(&self) -> Option<IndexPart> {
-        let path = self.bucket.peek_list(&index_prefix(self.shard, MAIN)).into_iter().max()?;
-        Some(IndexPart::from_json(&self.bucket.peek(&path)?).expect("written by the engine"))
+    fn newest_index(&self) -> Option<(TimelineId, IndexPart)> {
+        let newest = |timeline| {
+            let path = self.bucket.peek_list(&index_prefix(self.shard, timeline)).into_iter().max()?;
+            Some((timeline, IndexPart::from_json(&self.bucket.peek(&path)?).expect("written by the engine")))
+        };
+        let goes_on_in = |part: &IndexPart| part.palimpsest.as_ref()?.archived.as_ref()?.successor;
+        let mut found = newest(MAIN)?;
+        while let Some(next) = goes_on_in(&found.1).and_then(newest) {
+            found = next;
+        }
+        Some(found)
     }
 
     /// The highest claim in the bucket.

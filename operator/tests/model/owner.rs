@@ -8,11 +8,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use codec::index_part::{IndexPart, LayerMetadata, Lease, TimelineMetadata, TliStart, Unknown, UtcTime};
+use codec::history::TimelineHistory;
+use codec::index_part::{
+    Archived, IndexPart, LayerMetadata, Lease, Restore, TimelineMetadata, TliStart, Unknown, UtcTime,
+};
 use engine::claim::{Claim, ClaimedBy, ConfirmError, ValidateError};
 use engine::deletion;
 use engine::index_keeper::{IndexKeeper, IndexTrouble, vanilla_extension};
 use engine::index_store::{IndexStore, LoadIndexError, PutIndexError};
+use engine::lineage::{self, Course, Ours, Theirs};
 use engine::object_path::{ObjectPath, index_prefix, tenant_prefix, timeline_prefix};
 use engine::ports::{Body, Bucket, BucketError, ListRequest, PutIf};
 use engine::stored_wal::{StoredWal, delete_wal, list_wal, wal_path};
@@ -45,6 +49,10 @@ pub struct Opened {
 /// The timeline that follows the source, as its owner has it.
 #[derive(Clone)]
 pub struct Main {
+    /// The first one, or what goes on in its place.
+    pub id: TimelineId,
+    /// Where it branched off the one before.
+    pub branched_at: Option<Lsn>,
     /// Its index.
     pub index: Arc<IndexKeeper>,
     /// Up to here layers cover everything.
@@ -63,8 +71,10 @@ pub struct Main {
 
 /// What an owner does.
 pub enum Work {
-    /// Finds out whether the slot may be taken, given how the source went on.
-    Connect(Vec<(Tli, Lsn)>),
+    /// Finds out whether the slot may be taken, given what the source is.
+    Connect(Connection),
+    /// Notes two restores of the end, one of which the source becomes.
+    Restore,
     /// Stores what was received up to here, and says so.
     StoreWal(Lsn),
     /// Makes a layer of what was received.
@@ -91,6 +101,20 @@ pub enum Work {
     Idle,
 }
 
+/// What a source shows of itself.
+pub struct Connection {
+    /// Its Postgres timelines.
+    pub lines: Vec<(Tli, Lsn)>,
+    /// The same, as its history file has it.
+    pub history: TimelineHistory,
+    /// The end of its WAL.
+    pub flushed: Lsn,
+    /// It may lack what was received and not reported.
+    pub may_lack: bool,
+    /// It is what cannot be followed.
+    pub impostor: bool,
+}
+
 /// What was promised, or done for good, when a job went well.
 #[derive(Clone, Debug)]
 pub enum Said {
@@ -98,8 +122,15 @@ pub enum Said {
     Nothing,
     /// The source may forget what is below.
     Reported(Lsn),
-    /// The slot may be taken.
-    MayConnect,
+    /// The slot may be taken, of the source or of what is there instead.
+    MayConnect {
+        /// Whether it is that.
+        impostor: bool,
+    },
+    /// Another timeline goes on from here.
+    Parted(Lsn),
+    /// There is a cluster by this name, on this Postgres timeline, as of here.
+    Restored(String, Tli, Lsn),
     /// There is a branch here.
     Branched(TimelineId, Lsn),
     /// There is this timeline no more, and never again.
@@ -258,7 +289,8 @@ impl Owner {
     /// Does it, to its end or as far as it goes.
     pub async fn work(&self, opened: &mut Opened, work: Work) -> Outcome {
         match work {
-            Work::Connect(lines) => self.connect(opened, &lines).await,
+            Work::Connect(source) => self.connect(opened, &source).await,
+            Work::Restore => self.restore(opened).await,
             Work::StoreWal(through) => self.store_wal(opened, through).await,
             Work::Flush => self.flush(opened).await,
             Work::Compact => self.compact(opened).await,
@@ -292,30 +324,40 @@ impl Owner {
     /// Opens all timelines, with nothing but the bucket.
     pub async fn open(&self) -> Result<Opened, Trouble> {
         let store = IndexStore::new(&self.claim);
-        let (mut main, mut branches, mut going) = (None, BTreeMap::new(), BTreeMap::new());
+        let (mut found, mut going) = (BTreeMap::new(), BTreeMap::new());
         for timeline in store.timelines().await? {
-            let found = match store.find(timeline).await {
-                Ok(Some(found)) => found,
+            let index = match store.find(timeline).await {
+                Ok(Some(index)) => index,
                 // Deleted in between.
                 Ok(None) | Err(LoadIndexError::Buried(_)) => continue,
                 Err(error) => return Err(error.into()),
             };
-            let is_going = found.index.deleted_at.is_some();
-            let index = Arc::new(IndexKeeper::new(self.claim.clone(), timeline, found));
+            let is_going = index.index.deleted_at.is_some();
+            let index = Arc::new(IndexKeeper::new(self.claim.clone(), timeline, index));
             if is_going {
-                going.insert(timeline, index);
-            } else if timeline == MAIN {
-                main = Some(self.open_main(index).await?);
+                going.insert(timeline, index)
             } else {
-                self.open_branch(&index).await?;
-                let begin = index.ancestor().await.map_or(BASE, |(_, begin)| begin);
-                branches.insert(timeline, (index, begin));
-            }
+                found.insert(timeline, index)
+            };
         }
-        let main = match main {
-            Some(main) => main,
+        let mut main = match found.remove(&MAIN) {
+            Some(index) => self.open_main(index).await?,
             None => self.import().await?,
         };
+        // What goes on in its place, and in that one's.
+        while let Some(archived) = archived(&main.index).await {
+            let successor = archived.successor.unwrap_or_else(|| self.new_timeline());
+            main = match found.remove(&successor) {
+                Some(index) => self.open_main(index).await?,
+                None => self.go_on_in(&main, successor, archived.at.expect("it says where")).await?,
+            };
+        }
+        let mut branches = BTreeMap::new();
+        for (timeline, index) in found {
+            self.open_branch(&index).await?;
+            let begin = index.ancestor().await.map_or(BASE, |(_, begin)| begin);
+            branches.insert(timeline, (index, begin));
+        }
         Ok(Opened { main, branches, going })
     }
 
@@ -327,7 +369,7 @@ impl Owner {
         }
         let name = LayerName::Image { keys: Key::ALL, lsn: BASE };
         // Each try finds the same base.
-        let metadata = self.put_layer(&name, 1).await?;
+        let metadata = self.put_layer(timeline, &name, 1).await?;
         let mut part = index(BASE, None, vec![TliStart { tli: Tli(1), from: BASE }]);
         part.layer_metadata.insert(name, metadata);
         let index = IndexKeeper::create(self.claim.clone(), timeline, part).await?;
@@ -337,13 +379,14 @@ impl Owner {
 
     async fn open_main(&self, index: Arc<IndexKeeper>) -> Result<Main, Trouble> {
         let facts = index.facts().await?;
+        let (id, branched_at) = (index.timeline(), facts.facts.ancestor.map(|(_, at)| at));
         let covered = facts.disk_consistent_lsn;
-        let listed = list_wal(&self.bucket, self.shard(), MAIN).await?;
+        let listed = list_wal(&self.bucket, self.shard(), id).await?;
         let history = facts.wal;
         let run = match contiguous_run(&history, listed, covered) {
             Ok(run) => run,
             Err(WalRunError::Missing(object)) => {
-                return Err(self.gone(&wal_path(self.shard(), MAIN, &object)).await);
+                return Err(self.gone(&wal_path(self.shard(), id, &object)).await);
             }
             Err(error) => return Err(Trouble::Violation(error.to_string())),
         };
@@ -352,13 +395,23 @@ impl Owner {
             self.validate().await?;
         }
         for object in &run {
-            self.look_at(&wal_path(self.shard(), MAIN, object), None).await?;
+            self.look_at(&wal_path(self.shard(), id, object), None).await?;
         }
         let stored = run.iter().fold(covered, |reached, object| {
             object.end.min(line_at(&history.switches, reached).1.unwrap_or(Lsn::MAX))
         });
         let horizon = index.part().await.metadata().latest_gc_cutoff_lsn;
-        Ok(Main { index, covered, horizon, wal: run, stored, received: stored, lines: history.switches })
+        Ok(Main {
+            id,
+            branched_at,
+            index,
+            covered,
+            horizon,
+            wal: run,
+            stored,
+            received: stored,
+            lines: history.switches,
+        })
     }
 
     async fn open_branch(&self, index: &IndexKeeper) -> Result<(), Trouble> {
@@ -395,29 +448,104 @@ impl Owner {
     // The source.
 
     /// Finds out whether the slot may be taken, and notes how the source went on since.
-    async fn connect(&self, opened: &mut Opened, lines: &[(Tli, Lsn)]) -> Outcome {
+    async fn connect(&self, opened: &mut Opened, source: &Connection) -> Outcome {
         self.validate_unless(Broken::SlotUnlisted).await?;
         let main = &mut opened.main;
-        let known = main.index.part().await.palimpsest.map(|ours| ours.tli_history).unwrap_or_default();
-        let new: Vec<TliStart> = lines
-            .iter()
-            .map(|(tli, from)| TliStart { tli: *tli, from: *from })
-            .filter(|start| !known.contains(start))
-            .collect();
-        if let Some(fork) = new.iter().find(|start| start.from < main.received) {
-            self.claim.validate().await?;
-            return Err(Trouble::Violation(format!(
-                "the owner has {}, and its source went on without that from {} as {}",
-                main.received, fork.from, fork.tli.0
-            )));
+        let mut known = main.index.part().await.palimpsest.expect("every index here has our part");
+        let nonces_count = self.broken != Broken::NonceIgnored;
+        if !nonces_count {
+            known.restores.clear();
         }
+        let history = if nonces_count { source.history.clone() } else { plain(&source.lines) };
+        let have = Ours {
+            index: &known,
+            last: main.received,
+            received: main.received,
+            branched_at: main.branched_at,
+        };
+        match lineage::course(have, Theirs { history: &history, flushed: source.flushed }) {
+            Ok(Course::Follow) => {}
+            Ok(Course::Part { at }) if source.may_lack => return self.part(opened, at).await,
+            Err(_) if source.impostor => return Err(Trouble::Refused),
+            diverged => {
+                self.claim.validate().await?;
+                return Err(Trouble::Violation(format!(
+                    "the owner has {}, and its source went on without that: {diverged:?}",
+                    main.received
+                )));
+            }
+        }
+        let starts = source.lines.iter().map(|(tli, from)| TliStart { tli: *tli, from: *from });
+        let new: Vec<TliStart> = starts.filter(|start| !known.tli_history.contains(start)).collect();
         if !new.is_empty() && self.broken != Broken::SwitchNotNoted {
-            let note = |part: &mut IndexPart| ours(part).tli_history.extend(new);
+            let note = |part: &mut IndexPart| {
+                for restore in &mut ours(part).restores {
+                    let nonce = lineage::restore_nonce(&history, restore.tli);
+                    restore.followed |= nonce == Some(restore.nonce.as_str());
+                }
+                ours(part).tli_history.extend(new);
+            };
             main.index.update(note).await?;
             self.validate().await?;
         }
-        main.lines = lines.to_vec();
-        Ok(Said::MayConnect)
+        main.lines.clone_from(&source.lines);
+        Ok(Said::MayConnect { impostor: source.impostor })
+    }
+
+    /// The source left what this owner has: that is kept as it is, and another timeline goes on from there.
+    async fn part(&self, opened: &mut Opened, at: Lsn) -> Outcome {
+        let main = &mut opened.main;
+        if archived(&main.index).await.is_none() {
+            // No source has this WAL any more.
+            self.put_wal(main, main.received).await?;
+            let successor = (self.broken != Broken::SuccessorUnrecorded).then(|| self.new_timeline());
+            let reason = "the source went on without it".into();
+            let archived = Archived { reason, successor, at: Some(at), unknown: Unknown::new() };
+            main.index.update(|part| ours(part).archived = Some(archived)).await?;
+        }
+        self.validate().await?;
+        let archived = archived(&main.index).await.ok_or(Trouble::Refused)?;
+        let successor = archived.successor.unwrap_or_else(|| self.new_timeline());
+        let at = archived.at.expect("it says where");
+        opened.main = self.go_on_in(main, successor, at).await?;
+        Ok(Said::Parted(at))
+    }
+
+    /// Makes what goes on in place of an archived timeline.
+    async fn go_on_in(&self, older: &Main, successor: TimelineId, at: Lsn) -> Result<Main, Trouble> {
+        let starts = older.lines.iter().filter(|(_, from)| *from <= at);
+        let starts = starts.map(|(tli, from)| TliStart { tli: *tli, from: *from }).collect();
+        let part = index(at, Some(older.id), starts);
+        let index = match IndexKeeper::create(self.claim.clone(), successor, part).await {
+            // It was begun before, and got further than anybody was told.
+            Err(PutIndexError::Stopped { .. }) => {
+                let found = IndexStore::new(&self.claim).find(successor).await?.ok_or(Trouble::Refused)?;
+                IndexKeeper::new(self.claim.clone(), successor, found)
+            }
+            made => made?,
+        };
+        self.validate().await?;
+        self.open_main(Arc::new(index)).await
+    }
+
+    fn new_timeline(&self) -> TimelineId {
+        let mut id = [8; 16];
+        id[..8].copy_from_slice(&self.drawn.to_be_bytes());
+        TimelineId(id)
+    }
+
+    /// Remembers two restores of the end, of which nobody knows which will be followed.
+    async fn restore(&self, opened: &mut Opened) -> Outcome {
+        let main = &mut opened.main;
+        if main.stored < main.received {
+            return Err(Trouble::Refused);
+        }
+        let (lsn, tli) = (main.stored, Tli(main.lines.last().expect("there is a first").0.0 + 1));
+        let restores =
+            ["first", "another"].map(|nonce| Restore { nonce: nonce.into(), lsn, tli, followed: false });
+        main.index.update(|part| ours(part).restores.extend(restores)).await?;
+        self.validate().await?;
+        Ok(Said::Restored("first".into(), tli, lsn))
     }
 
     /// Puts what was received up to here into the bucket, and says so once that is validated.
@@ -439,7 +567,7 @@ impl Owner {
             let (tli, line_end) = line_at(&main.lines, main.stored);
             let end = through.min(line_end.unwrap_or(Lsn::MAX));
             let object = StoredWal { tli, start: main.stored, end, generation: self.generation(), size: 1 };
-            let path = wal_path(self.shard(), MAIN, &object);
+            let path = wal_path(self.shard(), main.id, &object);
             match self.bucket.put(&path, body(1), PutIf::Absent).await {
                 // What is there under this name is of this owner, and has the same bytes.
                 Ok(_) | Err(BucketError::Precondition(_)) => {}
@@ -456,7 +584,7 @@ impl Owner {
         let main = &mut opened.main;
         let last = main.received;
         let name = LayerName::Delta { keys: Key::ALL, lsns: main.covered..last };
-        let metadata = self.put_layer(&name, self.other_bytes()).await?;
+        let metadata = self.put_layer(main.id, &name, self.other_bytes()).await?;
         main.index
             .update(|part| {
                 part.layer_metadata.insert(name, metadata);
@@ -469,8 +597,8 @@ impl Owner {
         let (below, above) = main.wal.drain(..).partition(|object| object.end <= last);
         main.wal = above;
         let below: Vec<StoredWal> = below;
-        delete_wal(&self.bucket, self.shard(), MAIN, &below).await;
-        Ok(Said::Deleted(below.iter().map(|object| wal_path(self.shard(), MAIN, object)).collect()))
+        delete_wal(&self.bucket, self.shard(), main.id, &below).await;
+        Ok(Said::Deleted(below.iter().map(|object| wal_path(self.shard(), main.id, object)).collect()))
     }
 
     // Layers.
@@ -480,8 +608,13 @@ impl Owner {
         1 + self.drawn % 509
     }
 
-    async fn put_layer(&self, name: &LayerName, file_size: u64) -> Result<LayerMetadata, Trouble> {
-        let path = self.layer_path(name, Some(self.generation()));
+    async fn put_layer(
+        &self,
+        timeline: TimelineId,
+        name: &LayerName,
+        file_size: u64,
+    ) -> Result<LayerMetadata, Trouble> {
+        let path = self.layer_path(timeline, name, Some(self.generation()));
         match self.bucket.put(&path, body(file_size), PutIf::Absent).await {
             Ok(_) => {}
             // An earlier try got there. Only if it had the same bytes it is this layer.
@@ -501,9 +634,9 @@ impl Owner {
         })
     }
 
-    fn layer_path(&self, layer: &LayerName, generation: Option<Generation>) -> String {
+    fn layer_path(&self, timeline: TimelineId, layer: &LayerName, generation: Option<Generation>) -> String {
         let name = LayerObjectName { layer: layer.clone(), generation };
-        ObjectPath::Layer { tenant: self.shard(), timeline: MAIN, name }.to_string()
+        ObjectPath::Layer { tenant: self.shard(), timeline, name }.to_string()
     }
 
     /// Makes one layer of all, and deletes those.
@@ -514,7 +647,7 @@ impl Owner {
             return Ok(Said::Nothing);
         }
         let name = LayerName::Image { keys: Key::ALL, lsn: main.covered };
-        let metadata = self.put_layer(&name, self.other_bytes()).await?;
+        let metadata = self.put_layer(main.id, &name, self.other_bytes()).await?;
         main.index
             .update(|part| {
                 part.layer_metadata.clear();
@@ -522,25 +655,27 @@ impl Owner {
             })
             .await?;
         self.validate_unless(Broken::DeletesUnvalidated).await?;
-        let old = before.iter().map(|(name, metadata)| self.layer_path(name, metadata.generation)).collect();
+        let path =
+            |(name, metadata): (&_, &LayerMetadata)| self.layer_path(main.id, name, metadata.generation);
+        let old = before.iter().map(path).collect();
         self.delete(old).await
     }
 
     /// Deletes what earlier owners left and this owner's index, and so every later one, does not name.
     async fn collect(&self, opened: &mut Opened) -> Outcome {
         self.validate_unless(Broken::DeletesUnvalidated).await?;
-        let part = opened.main.index.part().await;
+        let (id, part) = (opened.main.id, opened.main.index.part().await);
         let mut named: Vec<String> = part
             .layer_metadata
             .iter()
-            .map(|(name, metadata)| self.layer_path(name, metadata.generation))
+            .map(|(name, metadata)| self.layer_path(id, name, metadata.generation))
             .collect();
-        named.extend(opened.main.wal.iter().map(|object| wal_path(self.shard(), MAIN, object)));
-        let prefix = timeline_prefix(self.shard(), MAIN);
+        named.extend(opened.main.wal.iter().map(|object| wal_path(self.shard(), id, object)));
+        let prefix = timeline_prefix(self.shard(), id);
         let listed = self.bucket.list(ListRequest { prefix: &prefix, ..ListRequest::default() }).await?;
         let mut found: Vec<String> = listed.objects.into_iter().map(|object| object.path).collect();
-        let wal = list_wal(&self.bucket, self.shard(), MAIN).await?;
-        found.extend(wal.iter().map(|object| wal_path(self.shard(), MAIN, object)));
+        let wal = list_wal(&self.bucket, self.shard(), id).await?;
+        found.extend(wal.iter().map(|object| wal_path(self.shard(), id, object)));
         let (any, all) = (self.broken == Broken::CollectsAnyGeneration, self.broken == Broken::CollectsNamed);
         found.retain(|path| all || !named.contains(path));
         found.retain(|path| writer(path).is_some_and(|writer| any || writer < self.generation()));
@@ -560,7 +695,11 @@ impl Owner {
         let layers = opened.main.index.part().await.layer_metadata;
         let which = self.drawn as usize % layers.len().max(1);
         if let Some((name, metadata)) = layers.iter().nth(which) {
-            self.look_at(&self.layer_path(name, metadata.generation), Some(metadata.file_size)).await?;
+            self.look_at(
+                &self.layer_path(opened.main.id, name, metadata.generation),
+                Some(metadata.file_size),
+            )
+            .await?;
         }
         Ok(Said::Nothing)
     }
@@ -667,6 +806,19 @@ impl Owner {
         opened.going.remove(&which);
         Ok(Said::Buried(which))
     }
+}
+
+/// How a timeline was archived, if it was.
+async fn archived(index: &IndexKeeper) -> Option<Archived> {
+    index.part().await.palimpsest.and_then(|ours| ours.archived)
+}
+
+/// A history without a word of why.
+fn plain(lines: &[(Tli, Lsn)]) -> TimelineHistory {
+    let (first, later) = lines.split_first().expect("there is a first");
+    later.iter().fold(TimelineHistory::first(first.0), |history, (tli, from)| {
+        history.branch(*tli, *from, "promoted").expect("each begins where the one before was left")
+    })
 }
 
 /// A timeline's first index.

@@ -13,9 +13,9 @@ use proto::v1::{ErrorDetail, Reason};
 use rand::RngExt as _;
 
 use super::operators::{Message, Reply};
-use super::{POOL_UID, World};
+use super::{POOL_UID, SourceFate, World};
 use crate::broken::Broken;
-use crate::owner::{self, Deleter, Opened, Owner, Said, Trouble, Work};
+use crate::owner::{self, Connection, Deleter, Opened, Owner, Said, Trouble, Work};
 use crate::source::{BASE, Stream};
 
 /// Branches that may come to be.
@@ -272,6 +272,10 @@ impl World {
         if taken || self.source.down || opened.main.lines != self.source.lines {
             return;
         }
+        if self.source.impostor {
+            return self.violated(format!("{generation} takes WAL of another restore than before"));
+        }
+        self.source.followed = self.source.restored.is_some();
         let (received, told) = (opened.main.received, self.source.told);
         if received < told && self.highest_claim() == Some(generation) {
             self.violated(format!(
@@ -328,7 +332,11 @@ impl World {
             return;
         };
         let mut work = self.choose_work(which, &opened);
-        if is_going && matches!(work, Work::Branch(..) | Work::Bury(_)) {
+        let is_promise = matches!(work, Work::Branch(..) | Work::Bury(_));
+        // Of what goes on elsewhere nobody wants anything.
+        let changes_history =
+            is_promise || matches!(work, Work::MoveHorizon | Work::Lease(_) | Work::Touch(_));
+        if (is_going && is_promise) || (changes_history && self.fate == SourceFate::LacksWhatWasNotReported) {
             work = Work::Idle;
         }
         match &work {
@@ -358,7 +366,14 @@ impl World {
             _ => self.random.random_range(0..if self.calm { FIRST_CHORE } else { LAST_WISH }),
         };
         match choice {
-            0..30 if !streams => Work::Connect(self.source.lines.clone()),
+            0..10 if self.fate == SourceFate::Restored && self.source.down => Work::Restore,
+            0..30 if !streams => Work::Connect(Connection {
+                lines: self.source.lines.clone(),
+                history: self.source.history(),
+                flushed: self.source.end,
+                may_lack: self.fate == SourceFate::LacksWhatWasNotReported,
+                impostor: self.source.impostor,
+            }),
             0..30 if has_to_say => Work::StoreWal(through),
             30..37 => Work::Read,
             37..49 if main.covered < main.received => Work::Flush,
@@ -430,7 +445,10 @@ impl World {
 
     fn worked(&mut self, which: usize, opened: Opened, said: Result<Said, Trouble>) {
         let Some(generation) = self.servers[which].held.as_ref().map(|held| held.generation) else { return };
-        if matches!(said, Ok(Said::MayConnect)) {
+        // A connection does not outlive what it was made to.
+        if let Ok(Said::MayConnect { impostor }) = said
+            && impostor == self.source.impostor
+        {
             self.take_slot(which, generation, &opened);
         }
         if let Some(held) = &mut self.servers[which].held {

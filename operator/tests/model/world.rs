@@ -32,6 +32,17 @@ const POOL_UID: &str = "pool";
 /// When the world begins, in seconds since 1970.
 const START: i64 = 1_800_000_000;
 
+/// What becomes of a source that dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SourceFate {
+    /// A standby goes on that has all that any owner has of it.
+    HasAll,
+    /// One goes on that has what was reported to be safe, and perhaps no more.
+    LacksWhatWasNotReported,
+    /// A cluster goes on that was restored from what the owner has; another restore of the same place may come instead.
+    Restored,
+}
+
 /// The model.
 pub struct World {
     seed: u64,
@@ -46,6 +57,8 @@ pub struct World {
     favourite: u32,
     /// A bit for each kind of fault that happens.
     faults: u32,
+    /// What becomes of the source when it dies.
+    fate: SourceFate,
     shard: TenantShardId,
     bucket: SteppedBucket,
     source: Source,
@@ -80,6 +93,11 @@ impl World {
             seed,
             favourite: random.random_range(pods::FIRST_WISH..pods::LAST_WISH),
             faults: random.random(),
+            fate: match random.random_range(0..10) {
+                0..6 => SourceFate::HasAll,
+                6..8 => SourceFate::LacksWhatWasNotReported,
+                _ => SourceFate::Restored,
+            },
             random,
             broken,
             story: tell.then(Vec::new),
@@ -176,8 +194,10 @@ impl World {
             1 | 2 => self.maybe(0.5, !self.servers[server].cut_off, |world| world.cut_off_or_heal(server)),
             3 | 4 => self.maybe(0.5, !self.servers[server].paused, |world| world.pause_or_resume(server)),
             5 => self.crash_operator(operator),
-            6 if self.source.down => self.source_goes_on(),
-            6 => self.source_dies(),
+            6 if self.source.followed => self.swap_restores(),
+            6 if self.source.down && self.fate != SourceFate::Restored => self.source_goes_on(),
+            6 if !self.source.down && self.source.restored.is_none() => self.source_dies(),
+            6 => {}
             7 if self.random.random_bool(0.3) => self.user_acts(),
             7 => self.servers[server].leaving ^= true,
             8 => self.restore_etcd(),
@@ -205,14 +225,29 @@ impl World {
         self.story(|| "the source dies".into());
     }
 
-    /// A standby goes on that has all that the keeper of its history may count on.
+    /// The source is replaced by another cluster that was restored at the same place, or that one by the first.
+    fn swap_restores(&mut self) {
+        self.source.impostor ^= true;
+        self.source.stream = None;
+        let impostor = self.source.impostor;
+        self.story(|| {
+            format!("the source is {} restore", if impostor { "replaced by another" } else { "the first" })
+        });
+    }
+
+    /// A standby goes on that has all that the keeper of its history may count on, or all that was reported.
     fn source_goes_on(&mut self) {
         let Some(safe) = self.safe_end() else { return };
+        let lacks = self.fate == SourceFate::LacksWhatWasNotReported;
+        let safe = if lacks { self.source.told } else { safe };
         // Whoever goes on has seen the ones before.
         let (_, last_line) = *self.source.lines.last().expect("there is a first");
         let (from, to) = (safe.max(last_line).0 / 8, self.source.end.0 / 8);
         let at = Lsn(8 * self.random.random_range(from..=to.max(from)));
         self.source.fail_over(at);
+        if lacks {
+            self.ledger.cut(at);
+        }
         self.story(|| format!("a standby of the source goes on from {at}"));
     }
 
@@ -317,6 +352,7 @@ impl World {
         self.etcd.change(|tenant| tenant.spec.activity = Activity::Attached);
         // A primary that comes back is the same.
         self.source.down = false;
+        self.source.impostor = false;
         self.source.write(1, false);
         self.source.stopping = true;
     }

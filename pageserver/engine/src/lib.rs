@@ -1,7 +1,7 @@
 //! The life of a timeline: WAL in, pages out, everything in the bucket.
 //!
 //! Reading order: [`ports`] (what the engine asks of the world), [`object_path`] (every object we write), [`bucket`], [`claim`] (who owns a tenant),
-//! [`index_store`] and [`index_keeper`] (what a timeline consists of), [`stored_wal`] and [`wal_keeper`] (WAL to the bucket first) and [`wal_run`] (which of it counts);
+//! [`index_store`] and [`index_keeper`] (what a timeline consists of), [`stored_wal`] and [`wal_keeper`] (WAL to the bucket first) and [`wal_run`] (which of it counts), [`lineage`] (whether a source's history is ours);
 //! [`ingest`] (which versions a record makes), [`changes`], [`tail`], [`layer_map`], [`chunk_cache`], [`layer_read`], [`layer_write`]; then
 //! [`read`], [`as_of`], [`time`], [`timeline`], and on top [`tenant`] and [`deletion`];
 //! how a timeline begins: [`import`]; what a cluster is restored from: [`backup`].
@@ -23,6 +23,7 @@ pub mod ingest;
 pub mod layer_map;
 pub mod layer_read;
 pub mod layer_write;
+pub mod lineage;
 pub mod object_path;
 pub mod ports;
 pub mod read;

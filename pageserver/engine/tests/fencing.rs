@@ -355,6 +355,30 @@ async fn a_deleted_timeline_stays_deleted_for_the_next_owner_and_its_name_is_ref
 }
 
 #[tokio::test]
+async fn a_branch_that_was_begun_and_not_answered_is_there_when_it_is_asked_for_again() {
+    let (faulty, bucket) = bad_network();
+    let disk = tempfile::tempdir().unwrap();
+    import(&bucket, &disk).await;
+    let a = Arc::new(Server::start(&bucket).await);
+    // Its first index is there, and so is the second, but nobody hears of that.
+    let (gate, mut opening) = held();
+    faulty.once(Operation::List, &wal_prefix(tenant(), child_timeline()), Fault::Hold(gate));
+    let branching = {
+        let a = Arc::clone(&a);
+        tokio::spawn(async move { a.branch_at(BASE).await })
+    };
+    opening.arrived().await;
+    faulty.once(Operation::Put, "index_part.json", Fault::LoseAnswer);
+    opening.release();
+    assert!(branching.await.unwrap().is_err());
+    assert!(matches!(
+        a.branch_at(BASE.add(8)).await,
+        Err(ChangeError::Refused(_) | ChangeError::Conflict(_))
+    ));
+    assert_eq!(a.branch_at(BASE).await.unwrap().id(), child_timeline());
+}
+
+#[tokio::test]
 async fn nothing_is_acknowledged_about_a_timeline_since_its_deletion_was_asked_for() {
     let (faulty, bucket) = bad_network();
     let disk = tempfile::tempdir().unwrap();

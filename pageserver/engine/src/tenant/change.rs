@@ -11,6 +11,7 @@ use super::{BranchPoint, ChangeError, Mode, NotFound, Tenant, Tenants};
 use crate::deletion;
 use crate::import_session::{ImportPlan, ImportSession};
 use crate::index_keeper::IndexKeeper;
+use crate::index_store::PutIndexError;
 use crate::time::LsnAt;
 use crate::timeline::{Timeline, open};
 
@@ -59,7 +60,20 @@ impl Tenants {
         if lsn > parent.disk_consistent_lsn() {
             parent.keeper().flush_through(lsn).await?;
         }
-        let index = Arc::new(IndexKeeper::new_branch(tenant.claim().clone(), new, &parent, lsn).await?);
+        let made = IndexKeeper::new_branch(tenant.claim().clone(), new, &parent, lsn).await;
+        let index = match made {
+            // It was begun before, and got further than anybody was told.
+            Err(stopped @ PutIndexError::Stopped { .. }) => {
+                let found = tenant.index_store.find(new).await?.ok_or(stopped)?;
+                let metadata = found.index.metadata();
+                if (metadata.ancestor_timeline, metadata.ancestor_lsn) != (Some(ancestor), lsn) {
+                    return Err(ChangeError::Conflict(new));
+                }
+                IndexKeeper::new(tenant.claim().clone(), new, found)
+            }
+            made => made?,
+        };
+        let index = Arc::new(index);
         tenant.claim().validate().await?;
         let (opened, tasks) = open(&self.surroundings(&tenant), index, Some(&parent)).await?;
         self.watch_tasks(&tenant, &opened, tasks);

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use codec::history::TimelineHistory;
 use engine::claim::{Claim, ValidateError};
+use engine::lineage::{self, Course, Diverged, Ours, Theirs};
 use engine::timeline::restore::SwitchError;
 use engine::timeline::{AppendError, Timeline};
 use engine::wal_keeper::KeepWalError;
@@ -20,7 +21,6 @@ use tokio_util::sync::CancellationToken;
 use super::client::{Client, ClientError, Purpose};
 use super::conninfo::ConnInfo;
 use super::course::{SourceCourse, Stage};
-use super::lineage::{self, Course, Diverged, Ours, Theirs};
 use super::replication::{self, SourceIdentity, StreamMessage};
 
 /// How often a status is sent at least: the source drops a peer that is silent for `wal_sender_timeout`, 60 s by default.

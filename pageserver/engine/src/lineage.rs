@@ -3,9 +3,9 @@
 //! Postgres timelines are told apart by their numbers and by where they leave each other. Two clusters that were restored from one place have the
 //! same numbers; the nonce in the reason of the restore's switch tells them apart.
 
+use crate::timeline::restore::RESTORED_REASON;
 use codec::history::TimelineHistory;
 use codec::index_part::{Extension, Restore};
-use engine::timeline::restore::RESTORED_REASON;
 use model::{Lsn, Tli};
 
 /// What we have.
@@ -164,8 +164,8 @@ pub fn restore_nonce(history: &TimelineHistory, tli: Tli) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use crate::index_keeper::vanilla_extension;
     use codec::index_part::TliStart;
-    use engine::index_keeper::vanilla_extension;
     use model::WalSegmentSize;
 
     use super::*;
