@@ -540,13 +540,12 @@ impl Followers {
             turn = self.inner.turns.acquire() => turn.expect("nobody closes it"),
             () = stop.cancelled() => return Err(ImportFailure::Stopping),
         };
-        let source = source.shown_as(id);
-        let slot = source.slot_of(id);
+        let (shown, slot) = (source.clone().shown_as(id), source.slot_of(id));
         let claim = self.inner.tenants.tenant(tenant).map_err(ChangeError::from)?.claim().clone();
         let receiver = |target: WalTarget| Receiver {
             target,
             claim: claim.clone(),
-            source: source.clone(),
+            source: shown.clone(),
             slot: Some(slot.clone()),
             system_identifier: begun.identity.system_identifier,
             tli: begun.identity.tli,
@@ -554,8 +553,8 @@ impl Followers {
             state: Arc::default(),
         };
         let timeline =
-            import::run(begun.session, &begun.identity, &source, &slot, receiver, state, stop).await?;
-        self.follow(&timeline, source.clone());
+            import::run(begun.session, &begun.identity, &shown, &slot, receiver, state, stop).await?;
+        self.follow(&timeline, source);
         Ok(())
     }
 }
