@@ -152,6 +152,9 @@ pub struct LayerDetails {
     /// Oldest and newest commit among its changes, if it holds any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commits: Option<(PgTimestamp, PgTimestamp)>,
+    /// Of a delta layer that compaction left with only what can be read as of these LSNs, ascending; the last one is where the horizon was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trimmed_for: Option<Vec<Lsn>>,
 }
 
 impl LayerMetadata {
@@ -173,6 +176,7 @@ impl LayerMetadata {
                 checksums_start: layout.checksums().map(ChecksumTable::start_block),
                 crc32c: layer.crc32c,
                 commits,
+                trimmed_for: None,
             }),
             unknown: Unknown::new(),
         }
@@ -895,6 +899,7 @@ mod tests {
             checksums_start: Some(899),
             crc32c: 0xDEAD_BEEF,
             commits: Some((PgTimestamp(5), PgTimestamp(9))),
+            trimmed_for: None,
         });
         let layout = layer.layout(&name).unwrap().unwrap();
         assert_eq!(layout.checksums().unwrap().covered(), 979);

@@ -52,6 +52,16 @@ pub enum ReadError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// That far back history is not kept.
+    #[error(
+        "LSN {asked} is below {cutoff}, before which only branch points, leases and named LSNs can be read"
+    )]
+    BehindCutoff {
+        /// As of when.
+        asked: Lsn,
+        /// Where history that is kept as a whole begins.
+        cutoff: Lsn,
+    },
     /// A newer owner of the tenant deleted what this one believed to exist.
     #[error("superseded by a newer owner of the tenant")]
     Superseded,

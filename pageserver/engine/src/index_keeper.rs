@@ -1,5 +1,11 @@
 //! An owner's own index of a timeline, and the only place that changes it.
+//!
+//! Changes are gathered: who changes the index while it is being put has its change in the next put, together with all others that came meanwhile.
+//! So the index is written once for many of them, and each is answered when it is in the bucket. A put that fails takes with it what was built
+//! upon it.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, OnceLock};
 use std::time::SystemTime;
 
 use codec::index_part::{
@@ -10,9 +16,11 @@ use model::{LayerName, LayerObjectName, Lsn, PgTimestamp, TenantShardId, Timelin
 use tokio::sync::Mutex;
 
 use crate::claim::Claim;
+use crate::error_story::error_story;
 use crate::index_store::{FoundIndex, IndexStore, IndexWriter, PutIndexError};
 use crate::layer_read::Layer;
 use crate::layer_write::{LayerStore, WrittenLayer};
+use crate::retention::Wishes;
 use crate::stored_wal::StoredWal;
 use crate::timeline::lease::drop_expired;
 use crate::timeline::{Timeline, TimelineFacts};
@@ -22,16 +30,42 @@ use crate::wal_run::WalHistory;
 pub struct IndexKeeper {
     claim: Claim,
     timeline: TimelineId,
+    /// Guards values, never held across an await.
+    state: StdMutex<State>,
     /// Held while an index is put: puts of one timeline are one after the other.
-    state: Mutex<State>,
+    writer: Mutex<IndexWriter>,
+    /// What was put so far.
+    pub counts: IndexCounts,
+}
+
+/// What writing a timeline's index cost.
+#[derive(Debug, Default)]
+pub struct IndexCounts {
+    /// Changes asked for.
+    pub changes: AtomicU64,
+    /// Puts.
+    pub puts: AtomicU64,
+    /// Bytes put.
+    pub bytes: AtomicU64,
+    /// Bytes of the last put.
+    pub last_bytes: AtomicU64,
 }
 
 struct State {
-    part: IndexPart,
+    /// As it is in the bucket.
+    settled: Arc<IndexPart>,
+    /// With the changes that are not there yet.
+    newest: IndexPart,
+    /// What becomes of the changes being gathered; `None` while there are none.
+    gathering: Option<Outcome>,
+    /// What becomes of those being put.
+    under_way: Vec<Outcome>,
     /// Whose objects count beside the inherited ones: the index that was found, until the own one is written.
     found_generation: Option<model::Generation>,
-    writer: IndexWriter,
 }
+
+/// How a put went, once that is known.
+type Outcome = Arc<OnceLock<Result<(), Arc<str>>>>;
 
 /// Whether an index has to be put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +100,8 @@ pub struct IndexFacts {
     pub prev_record_lsn: Option<Lsn>,
     /// The Postgres timeline there.
     pub tli: Tli,
+    /// Below it only single LSNs can be read.
+    pub gc_cutoff: Lsn,
     /// Which WAL objects count.
     pub wal: WalHistory,
     layers: Vec<(LayerObjectName, LayerMetadata)>,
@@ -94,8 +130,29 @@ impl IndexKeeper {
     /// Of an index that was found.
     pub fn new(claim: Claim, timeline: TimelineId, found: FoundIndex) -> IndexKeeper {
         let writer = IndexStore::new(&claim).writer(timeline, Some(&found));
-        let state = State { part: found.index, found_generation: found.generation, writer };
-        IndexKeeper { claim, timeline, state: Mutex::new(state) }
+        Self::of(claim, timeline, found.index, found.generation, writer)
+    }
+
+    fn of(
+        claim: Claim,
+        timeline: TimelineId,
+        part: IndexPart,
+        found_generation: Option<model::Generation>,
+        writer: IndexWriter,
+    ) -> IndexKeeper {
+        let state = State {
+            settled: Arc::new(part.clone()),
+            newest: part,
+            gathering: None,
+            under_way: Vec::new(),
+            found_generation,
+        };
+        let counts = IndexCounts::default();
+        IndexKeeper { claim, timeline, state: StdMutex::new(state), writer: Mutex::new(writer), counts }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder panics")
     }
 
     /// Of a timeline that does not exist yet: puts its first index.
@@ -106,8 +163,8 @@ impl IndexKeeper {
     ) -> Result<IndexKeeper, PutIndexError> {
         let writer = IndexStore::new(&claim).writer(timeline, None);
         // Its own objects count from the beginning.
-        let state = State { part, found_generation: Some(claim.generation()), writer };
-        let keeper = IndexKeeper { claim, timeline, state: Mutex::new(state) };
+        let generation = Some(claim.generation());
+        let keeper = Self::of(claim, timeline, part, generation, writer);
         keeper.update(|_| {}).await?;
         Ok(keeper)
     }
@@ -121,18 +178,19 @@ impl IndexKeeper {
     ) -> Result<IndexKeeper, PutIndexError> {
         let (last, prev) = parent.last_and_prev();
         let facts = parent.facts();
-        let theirs = parent.index().state.lock().await;
+        let theirs = parent.index().part().await;
         let metadata = TimelineMetadata {
             disk_consistent_lsn: lsn,
             prev_record_lsn: Some(prev).filter(|prev| last == lsn && prev.is_valid()),
             ancestor_timeline: Some(facts.timeline),
             ancestor_lsn: lsn,
-            latest_gc_cutoff_lsn: theirs.part.metadata().latest_gc_cutoff_lsn,
+            // A point that was kept below the cutoff is all that there is of the history before.
+            latest_gc_cutoff_lsn: theirs.metadata().latest_gc_cutoff_lsn.min(lsn),
             initdb_lsn: facts.initdb_lsn,
             pg_version: facts.pg,
             unknown: codec::index_part::Unknown::new(),
         };
-        let ours = theirs.part.palimpsest.as_ref().map(|parent| Extension {
+        let ours = theirs.palimpsest.as_ref().map(|parent| Extension {
             sequence: 0,
             tli_history: parent.tli_history.iter().filter(|start| start.from <= lsn).copied().collect(),
             readable_from: facts.readable_from,
@@ -147,8 +205,7 @@ impl IndexKeeper {
             ..parent.clone()
         });
         let mut part = IndexPart::new(metadata, ours);
-        part.rel_size_migrated_at = theirs.part.rel_size_migrated_at;
-        drop(theirs);
+        part.rel_size_migrated_at = theirs.rel_size_migrated_at;
         Self::create(claim, timeline, part).await
     }
 
@@ -163,33 +220,40 @@ impl IndexKeeper {
     }
 
     /// The index as it was last put or found.
-    pub async fn part(&self) -> IndexPart {
-        self.state.lock().await.part.clone()
+    #[allow(clippy::unused_async, reason = "callers need not know that it does not wait")]
+    pub async fn part(&self) -> Arc<IndexPart> {
+        Arc::clone(&self.state().settled)
     }
 
     /// The timeline it branched from, and where.
     pub async fn ancestor(&self) -> Option<(TimelineId, Lsn)> {
-        let state = self.state.lock().await;
-        let metadata = state.part.metadata();
+        let part = self.part().await;
+        let metadata = part.metadata();
         metadata.ancestor_timeline.map(|ancestor| (ancestor, metadata.ancestor_lsn))
     }
 
     /// Whether its base is not there yet.
     pub async fn import_in_progress(&self) -> bool {
-        self.state.lock().await.part.palimpsest.as_ref().is_some_and(|ours| ours.import.is_some())
+        self.part().await.palimpsest.as_ref().is_some_and(|ours| ours.import.is_some())
     }
 
     /// Where its WAL comes from, and whether its base is still missing.
     pub async fn source(&self) -> Option<(codec::index_part::Source, bool)> {
-        let state = self.state.lock().await;
-        let ours = state.part.palimpsest.as_ref()?;
+        let part = self.part().await;
+        let ours = part.palimpsest.as_ref()?;
         ours.source.clone().map(|source| (source, ours.import.is_some()))
+    }
+
+    /// What it asks to be kept, of itself and of its ancestors.
+    pub async fn wishes(&self) -> Wishes {
+        let part = self.part().await;
+        wishes_of(&part)
     }
 
     /// What opening the timeline needs.
     pub async fn facts(&self) -> Result<IndexFacts, IndexTrouble> {
-        let state = self.state.lock().await;
-        let (part, metadata) = (&state.part, state.part.metadata());
+        let part = self.part().await;
+        let metadata = part.metadata();
         let ours = part.palimpsest.as_ref().ok_or(IndexTrouble::Plain)?;
         if ours.wal_flavour == WalFlavour::Neon {
             return Err(IndexTrouble::NeonWal);
@@ -198,7 +262,7 @@ impl IndexKeeper {
             return Err(IndexTrouble::Importing);
         }
         let wal = WalHistory {
-            generation: state.found_generation,
+            generation: self.state().found_generation,
             inherited: ours.wal_objects.iter().map(stored).collect(),
             switches: ours.tli_history.iter().map(|start| (start.tli, start.from)).collect(),
         };
@@ -216,6 +280,7 @@ impl IndexKeeper {
             },
             disk_consistent_lsn: metadata.disk_consistent_lsn,
             prev_record_lsn: metadata.prev_record_lsn,
+            gc_cutoff: metadata.latest_gc_cutoff_lsn,
             tli: wal.tli_at(metadata.disk_consistent_lsn),
             wal,
             layers: part
@@ -241,7 +306,7 @@ impl IndexKeeper {
             }
         })
         .await?;
-        self.state.lock().await.found_generation = Some(self.claim.generation());
+        self.state().found_generation = Some(self.claim.generation());
         Ok(())
     }
 
@@ -272,17 +337,67 @@ impl IndexKeeper {
         &self,
         change: impl FnOnce(&mut IndexPart) -> Result<Changed, E>,
     ) -> Result<(), E> {
-        let mut state = self.state.lock().await;
-        let mut part = state.part.clone();
-        if let Some(ours) = &mut part.palimpsest {
+        self.counts.changes.fetch_add(1, Relaxed);
+        let Some(outcome) = self.gather(change)? else { return Ok(()) };
+        // Whoever comes first puts what all have gathered; the others find that it was done.
+        let mut writer = self.writer.lock().await;
+        loop {
+            match outcome.get() {
+                Some(Ok(())) => return Ok(()),
+                Some(Err(reason)) => {
+                    let (timeline, reason) = (self.timeline, Arc::clone(reason));
+                    return Err(PutIndexError::Together { timeline, reason }.into());
+                }
+                None => self.put_gathered(&mut writer).await?,
+            }
+        }
+    }
+
+    /// Makes a change that is not in the bucket yet. `None` when there is nothing to be put, also by others.
+    fn gather<E>(
+        &self,
+        change: impl FnOnce(&mut IndexPart) -> Result<Changed, E>,
+    ) -> Result<Option<Outcome>, E> {
+        let mut state = self.state();
+        if let Some(ours) = &mut state.newest.palimpsest {
             drop_expired(ours, SystemTime::now());
         }
-        if change(&mut part)? == Changed::No {
-            return Ok(());
+        if change(&mut state.newest)? == Changed::No {
+            // It may be so only in what others have changed and not put yet.
+            return Ok(state.gathering.as_ref().or(state.under_way.last()).cloned());
         }
-        state.writer.put(&mut part).await?;
-        state.part = part;
-        Ok(())
+        Ok(Some(Arc::clone(state.gathering.get_or_insert_default())))
+    }
+
+    async fn put_gathered(&self, writer: &mut IndexWriter) -> Result<(), PutIndexError> {
+        let (mut part, outcomes) = {
+            let mut state = self.state();
+            // What is under way while nobody puts belongs to somebody who went away in the middle.
+            let gathered = state.gathering.take();
+            state.under_way.extend(gathered);
+            (state.newest.clone(), state.under_way.clone())
+        };
+        self.counts.puts.fetch_add(1, Relaxed);
+        let put = writer.put(&mut part).await;
+        let mut state = self.state();
+        state.under_way.clear();
+        match &put {
+            Ok(bytes) => {
+                self.counts.bytes.fetch_add(*bytes as u64, Relaxed);
+                self.counts.last_bytes.store(*bytes as u64, Relaxed);
+                state.settled = Arc::new(part);
+                outcomes.iter().for_each(|outcome| drop(outcome.set(Ok(()))));
+            }
+            Err(error) => {
+                state.newest = IndexPart::clone(&state.settled);
+                let reason: Arc<str> = error_story(error).into();
+                let built_upon = state.gathering.take();
+                for outcome in outcomes.iter().chain(&built_upon) {
+                    let _ = outcome.set(Err(Arc::clone(&reason)));
+                }
+            }
+        }
+        put.map(drop)
     }
 }
 
@@ -306,16 +421,25 @@ fn entry(object: &StoredWal) -> WalObjectEntry {
     }
 }
 
-/// Names a new layer in an index.
-pub fn add_layer(
-    part: &mut IndexPart,
+/// What an index asks to be kept, of its timeline and of that one's ancestors.
+pub fn wishes_of(part: &IndexPart) -> Wishes {
+    let metadata = part.metadata();
+    let ours = part.palimpsest.as_ref();
+    let leases = ours.iter().flat_map(|ours| ours.leases.iter().map(|lease| lease.lsn));
+    let names = ours.iter().flat_map(|ours| ours.named_lsns.values().copied());
+    Wishes {
+        ancestor: metadata.ancestor_timeline.map(|ancestor| (ancestor, metadata.ancestor_lsn)),
+        lsns: leases.chain(names).collect(),
+    }
+}
+
+/// What an index says of a layer that the holder of a claim wrote.
+pub fn metadata_of(
     written: &WrittenLayer,
-    generation: model::Generation,
-    shard: model::ShardIndex,
+    claim: &Claim,
     commits: Option<(PgTimestamp, PgTimestamp)>,
-) {
-    let metadata = LayerMetadata::of(&written.finished, generation, shard, commits);
-    part.layer_metadata.insert(written.finished.name.clone(), metadata);
+) -> LayerMetadata {
+    LayerMetadata::of(&written.finished, claim.generation(), claim.tenant().shard, commits)
 }
 
 /// What a new timeline that follows an ordinary Postgres says of itself.

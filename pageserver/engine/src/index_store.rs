@@ -203,6 +203,14 @@ pub enum PutIndexError {
     /// The index lacks our own part, which holds the sequence number.
     #[error("index {0} to be put has no palimpsest part")]
     Plain(String),
+    /// The put that this change was a part of failed, or one that it was built upon.
+    #[error("cannot put the index of timeline {timeline}: {reason}")]
+    Together {
+        /// Which.
+        timeline: TimelineId,
+        /// Why, with causes.
+        reason: Arc<str>,
+    },
     /// The object store failed. The index may or may not be in the bucket; the next put finds out.
     #[error("cannot put index {path}")]
     Bucket {
@@ -221,8 +229,8 @@ impl IndexWriter {
 
     /// Replaces the timeline's index; sets its sequence number. `Ok`: it is durable and is what a next owner reads, unless one has claimed
     /// the tenant before; that takes a validation *after* this call. Dropping the future midway is allowed, as is calling again after an
-    /// error.
-    pub async fn put(&mut self, index: &mut IndexPart) -> Result<(), PutIndexError> {
+    /// error. Answers how many bytes the index has.
+    pub async fn put(&mut self, index: &mut IndexPart) -> Result<usize, PutIndexError> {
         if self.stopped {
             return Err(self.stopped_at(None));
         }
@@ -236,7 +244,7 @@ impl IndexWriter {
             match self.bucket.put(&self.path, Body::Bytes(body.clone()), condition).await {
                 Ok(etag) => {
                     self.settle(etag, self.sequence);
-                    return Ok(());
+                    return Ok(body.len());
                 }
                 Err(BucketError::Precondition(_)) => {}
                 Err(source) => return Err(self.failed(source)),
@@ -249,7 +257,7 @@ impl IndexWriter {
             };
             if found.bytes == body {
                 self.settle(found.meta.etag, self.sequence);
-                return Ok(());
+                return Ok(body.len());
             }
             let number = IndexPart::from_json(&found.bytes)
                 .ok()

@@ -3,11 +3,13 @@
 //! The codec says which block it wants next; this file fetches and checks it. A layer that is only in the bucket costs two dependent GETs for
 //! its first page: one for checksums and index, one for the values. When everything is in memory nothing awaits.
 
+use std::sync::{Arc, OnceLock};
+
 use bytes::Bytes;
 use codec::layer::blob::BlobHead;
 use codec::layer::{Block, ChecksumTable, DeltaScan, ImageScan, Layout, ReadLayerError, Summary};
 use model::{BLOCK_SIZE, Key, KeyRange, LayerName, Lsn, PgTimestamp};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, mpsc};
 
 use crate::as_of::ReadError;
 use crate::chunk_cache::{CHUNK_SIZE, FetchError, Object, joined};
@@ -28,6 +30,20 @@ pub struct Layer {
     layout: OnceCell<Layout>,
     warmed: OnceCell<()>,
     commit_times: Option<(PgTimestamp, PgTimestamp)>,
+    /// Where to say that nobody reads it any more, once no index names it.
+    retired: OnceLock<Retired>,
+}
+
+/// Takes the paths of objects that no index names and nobody reads.
+pub type Retired = mpsc::UnboundedSender<String>;
+
+/// Whoever still has a snapshot with a layer may read it, so its object goes after the last of them.
+impl Drop for Layer {
+    fn drop(&mut self) {
+        if let Some(retired) = self.retired.get() {
+            let _ = retired.send(self.object.path().to_owned()); // nobody deletes any more: a later owner finds it
+        }
+    }
 }
 
 impl MapLayer for Layer {
@@ -65,7 +81,13 @@ impl Layer {
             layout: OnceCell::new_with(layout),
             warmed: OnceCell::new(),
             commit_times,
+            retired: OnceLock::new(),
         }
+    }
+
+    /// Its object is no longer named by the index in the bucket, and this owner was the newest afterwards: to be deleted when nobody reads it any more.
+    pub fn retire(&self, to: Retired) {
+        let _ = self.retired.set(to); // once is enough
     }
 
     /// Whether it holds changes.
@@ -245,13 +267,57 @@ impl Layer {
             self.warm(layout).await?;
         }
         let bytes = self.raw_chunk(chunk).await?;
+        self.check_chunk(layout, chunk, &bytes).await?;
+        self.object.admit(chunk, bytes.clone());
+        Ok(bytes)
+    }
+
+    /// Adjacent chunks, checked, and not kept in memory: for reading a layer from one end to the other.
+    pub(crate) async fn chunks(
+        &self,
+        layout: &Layout,
+        chunks: std::ops::Range<u32>,
+    ) -> Result<Vec<Bytes>, ReadError> {
+        let read = async {
+            let loaded = match self.object.load_run(chunks.clone()).await {
+                Err(FetchError::Gone(path)) => Err(self.gone(path).await),
+                other => Ok(other?),
+            }?;
+            for (chunk, bytes) in chunks.zip(&loaded) {
+                self.check_chunk(layout, chunk, bytes).await?;
+            }
+            Ok(loaded)
+        };
+        read.await.map_err(|error| self.story(error))
+    }
+
+    /// A checked block of the index.
+    pub(crate) async fn index_block(&self, layout: &Layout, block: u32) -> Result<Bytes, ReadError> {
+        self.block(layout, block).await.map_err(|error| self.story(error))
+    }
+
+    /// Where things are in its file.
+    pub(crate) async fn known_layout(&self) -> Result<Layout, ReadError> {
+        self.layout().await.copied().map_err(|error| self.story(error))
+    }
+
+    /// How many chunks its object has.
+    pub(crate) fn chunk_count(&self) -> u32 {
+        self.object.chunks()
+    }
+
+    /// What is wrong with it, if that is more than that somebody else owns it now.
+    pub(crate) fn damaged(&self, error: ReadLayerError) -> ReadError {
+        self.story(error.into())
+    }
+
+    async fn check_chunk(&self, layout: &Layout, chunk: u32, bytes: &[u8]) -> Result<(), ReadFileError> {
         if let Some(table) = layout.checksums() {
             for (index, block) in bytes.chunks_exact(BLOCK_SIZE).enumerate() {
                 self.check(table, chunk * BLOCKS_PER_CHUNK + index as u32, as_block(block)).await?;
             }
         }
-        self.object.admit(chunk, bytes.clone());
-        Ok(bytes)
+        Ok(())
     }
 
     async fn check(&self, table: ChecksumTable, number: u32, block: &Block) -> Result<(), ReadFileError> {
@@ -276,15 +342,17 @@ impl Layer {
 
     async fn raw_chunk(&self, chunk: u32) -> Result<Bytes, ReadFileError> {
         match self.object.load(chunk).await {
-            Err(FetchError::Gone(path)) => {
-                // Only a newer owner deletes what an index names: ask before believing that it is lost.
-                Err(if matches!(self.claim.validate().await, Err(ValidateError::Superseded { .. })) {
-                    ReadFileError::Superseded
-                } else {
-                    FetchError::Gone(path).into()
-                })
-            }
+            Err(FetchError::Gone(path)) => Err(self.gone(path).await),
             other => Ok(other?),
+        }
+    }
+
+    /// Only a newer owner deletes what an index names: ask before believing that it is lost.
+    async fn gone(&self, path: Arc<str>) -> ReadFileError {
+        if matches!(self.claim.validate().await, Err(ValidateError::Superseded { .. })) {
+            ReadFileError::Superseded
+        } else {
+            FetchError::Gone(path).into()
         }
     }
 

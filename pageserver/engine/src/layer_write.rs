@@ -2,10 +2,11 @@
 //!
 //! The local file is not synced: the bucket is the truth, and a file that is lost before its PUT was never named by an index.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use codec::layer::{Checksums, DeltaWriter, FinishedLayer, ImageWriter, Layout};
 use model::{BLOCK_SIZE, Key, LayerName, LayerObjectName, Lsn, PgTimestamp, TenantShardId, TimelineId};
@@ -27,6 +28,8 @@ pub struct LayerStore {
     claim: Claim,
     tenant_shard: TenantShardId,
     timeline: TimelineId,
+    /// Names that this owner has put, or tried to: none of them is ever put again with other bytes.
+    names: Mutex<HashSet<LayerName>>,
 }
 
 /// A layer that is in the bucket.
@@ -47,6 +50,8 @@ pub enum WriteLayerError {
     Format(#[from] codec::layer::WriteLayerError),
     #[error("cannot store layer {name}")]
     Bucket { name: Box<LayerName>, source: BucketError },
+    #[error("this owner has written layer {0} and all other names for it before")]
+    NameUsed(LayerName),
     #[error("the task that wrote the layer ended")]
     Ended,
 }
@@ -99,6 +104,16 @@ impl DeltaFile {
         self.writer.push(key, lsn, will_init, value, &mut self.file.buffer)?;
         Ok(self.file.spill(BUFFER)?)
     }
+
+    /// Bytes of the file if it ended now.
+    pub fn size(&self) -> u64 {
+        self.writer.size()
+    }
+
+    /// First and last key added.
+    pub fn keys(&self) -> Option<(Key, Key)> {
+        self.writer.keys()
+    }
 }
 
 /// An image layer being written.
@@ -134,7 +149,21 @@ impl LayerStore {
         tenant_shard: TenantShardId,
         timeline: TimelineId,
     ) -> LayerStore {
-        LayerStore { bucket, cache, claim, tenant_shard, timeline }
+        LayerStore { bucket, cache, claim, tenant_shard, timeline, names: Mutex::default() }
+    }
+
+    /// A name for a layer that says the same as `name` and that this owner has not used yet. LSNs at which something changes are multiples of 8, so
+    /// there is room for others between them; `None` once that is used up. An image moves up, or down with `down`, where nothing below its own LSN is read.
+    pub fn unused_name(&self, name: LayerName, down: bool) -> Option<LayerName> {
+        let mut names = self.names.lock().expect("no holder panics");
+        let moved = (0..7).map(|by| match name.clone() {
+            LayerName::Image { keys, lsn } if down => LayerName::Image { keys, lsn: Lsn(lsn.0 - by) },
+            LayerName::Image { keys, lsn } => LayerName::Image { keys, lsn: lsn.add(by) },
+            LayerName::Delta { keys, lsns } => LayerName::Delta { keys, lsns: lsns.start.add(by)..lsns.end },
+        });
+        let unused = moved.into_iter().find(|name| !names.contains(name))?;
+        names.insert(unused.clone());
+        Some(unused)
     }
 
     /// A layer that an index names. `tenant_shard` is its writer's.
@@ -159,7 +188,7 @@ impl LayerStore {
         fill: impl FnOnce(&mut DeltaFile) -> Result<(), WriteLayerError> + Send + 'static,
     ) -> Result<WrittenLayer, WriteLayerError> {
         let path = self.cache.new_file_path();
-        let writer = DeltaWriter::new(self.tenant_shard.tenant, self.timeline, Checksums::PerBlock);
+        let writer = self.delta_writer();
         let work = tokio::task::spawn_blocking(move || {
             let mut delta = DeltaFile { writer, file: LayerFile::create(path)? };
             fill(&mut delta)?;
@@ -169,6 +198,33 @@ impl LayerStore {
             Ok::<_, WriteLayerError>((file, finished))
         });
         let (file, finished) = work.await.map_err(|_| WriteLayerError::Ended)??;
+        self.upload(&file, finished, commit_times).await
+    }
+
+    /// As whom layers are written.
+    pub fn claim(&self) -> &Claim {
+        &self.claim
+    }
+
+    fn delta_writer(&self) -> DeltaWriter {
+        DeltaWriter::new(self.tenant_shard.tenant, self.timeline, Checksums::PerBlock).compressing()
+    }
+
+    /// Begins a delta layer.
+    pub fn begin_delta(&self) -> Result<DeltaFile, WriteLayerError> {
+        Ok(DeltaFile { writer: self.delta_writer(), file: LayerFile::create(self.cache.new_file_path())? })
+    }
+
+    /// Ends a delta layer and stores it under this name.
+    pub async fn finish_delta(
+        &self,
+        delta: DeltaFile,
+        name: LayerName,
+        commit_times: Option<(PgTimestamp, PgTimestamp)>,
+    ) -> Result<WrittenLayer, WriteLayerError> {
+        let DeltaFile { writer, mut file } = delta;
+        let finished = writer.finish(name, &mut file.buffer)?;
+        file.finish(&finished)?;
         self.upload(&file, finished, commit_times).await
     }
 
@@ -197,6 +253,7 @@ impl LayerStore {
         commit_times: Option<(PgTimestamp, PgTimestamp)>,
     ) -> Result<WrittenLayer, WriteLayerError> {
         let (name, layout) = (&finished.name, finished.layout);
+        self.names.lock().expect("no holder panics").insert(name.clone());
         let object_name = name.clone().in_generation(self.claim.generation());
         let layer = self.open(self.tenant_shard, object_name, layout.file_size(), Some(layout), commit_times);
         let body = Body::File { path: file.path.clone(), length: layout.file_size() };

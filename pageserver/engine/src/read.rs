@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
+use std::task::Poll;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
@@ -18,8 +19,9 @@ use smallvec::SmallVec;
 
 use crate::as_of::{AsOf, ReadError};
 use crate::changes::Changes;
-use crate::layer_map::LayerMap;
+use crate::layer_map::{LayerMap, Visit};
 use crate::layer_read::Layer;
+use crate::retention::Retention;
 use crate::tail::{Tail, Version};
 
 /// What a timeline holds at one moment. Never changes; readers keep it as long as they need it.
@@ -39,6 +41,8 @@ pub struct Snapshot {
     pub layers: Arc<LayerMap<Layer>>,
     /// Where history goes on below this timeline's first record.
     pub ancestor: Option<Ancestor>,
+    /// As of when these layers can be read.
+    pub retention: Arc<Retention>,
 }
 
 /// The history that a branch shares.
@@ -72,6 +76,33 @@ impl Chain {
     }
 }
 
+/// What one layer says of a key.
+enum Visited {
+    Versions(Vec<Version>),
+    Image(Option<Bytes>),
+}
+
+async fn read_visit(visit: &Visit<'_, Layer>, key: Key, lsn: Lsn) -> Result<Visited, ReadError> {
+    Ok(if visit.layer.is_delta() {
+        Visited::Versions(visit.layer.versions_down(key, visit.above, lsn).await?)
+    } else {
+        Visited::Image(visit.layer.image(key).await?)
+    })
+}
+
+impl Chain {
+    fn take_visited(&mut self, visited: Visited, key: Key) {
+        match visited {
+            Visited::Versions(versions) => self.take(versions.into_iter()),
+            Visited::Image(image) => {
+                // An image layer of dense keys is complete: what it lacks did not exist.
+                self.complete = image.is_some() || !key.is_sparse();
+                self.base = image;
+            }
+        }
+    }
+}
+
 impl Snapshot {
     /// Gathers what memory holds of a key.
     fn gather_tail(&self, key: Key, lsn: Lsn, chain: &mut Chain) {
@@ -85,21 +116,47 @@ impl Snapshot {
         }
     }
 
+    /// Gathers from layers, newest first. Where the first bytes are at hand the next layer is only looked at when it is needed. Where they are not, all
+    /// layers that may be needed are asked at once, so that a page never costs more waits than one layer's.
     async fn gather_layers(&self, key: Key, lsn: Lsn, chain: &mut Chain) -> Result<(), ReadError> {
-        for visit in self.layers.visit_down(key, lsn) {
-            if visit.layer.is_delta() {
-                let versions = visit.layer.versions_down(key, visit.above, lsn).await?;
-                chain.take(versions.into_iter());
-            } else {
-                // An image layer of dense keys is complete: what it lacks did not exist.
-                chain.base = visit.layer.image(key).await?;
-                chain.complete = chain.base.is_some() || !key.is_sparse();
+        let visits = self.layers.visit_down(key, lsn);
+        let mut reads = visits.iter().map(|visit| Box::pin(read_visit(visit, key, lsn)));
+        while let Some(mut read) = reads.next() {
+            match futures::poll!(read.as_mut()) {
+                Poll::Ready(found) => chain.take_visited(found?, key),
+                Poll::Pending => {
+                    let mut rest: FuturesOrdered<_> = std::iter::once(read).chain(reads).collect();
+                    while let Some(found) = rest.next().await {
+                        chain.take_visited(found?, key);
+                        if chain.complete {
+                            break;
+                        }
+                    }
+                    return Ok(());
+                }
             }
             if chain.complete {
                 return Ok(());
             }
         }
         Ok(())
+    }
+
+    /// The value of a key as its layers have it at `lsn`, which need not be an LSN that is kept: for those who rewrite what lies above it. With an
+    /// invalid LSN, what the ancestor says.
+    pub(crate) async fn below(&self, key: Key, lsn: Lsn) -> Result<Option<Bytes>, ReadError> {
+        let mut chain = Chain::default();
+        if lsn.is_valid() {
+            self.gather_layers(key, lsn, &mut chain).await?;
+        }
+        if !chain.complete
+            && key.is_inherited()
+            && let Some(ancestor) = &self.ancestor
+        {
+            let at = if lsn.is_valid() { lsn.min(ancestor.lsn) } else { ancestor.lsn };
+            ancestor.view.load_full().gather(key, at, &mut chain).await?;
+        }
+        self.redo(key, lsn, &chain)
     }
 
     async fn gather(&self, key: Key, lsn: Lsn, chain: &mut Chain) -> Result<(), ReadError> {
@@ -117,6 +174,7 @@ impl Snapshot {
         lsn: Lsn,
         chain: &mut Chain,
     ) -> Result<Option<(Arc<Snapshot>, Lsn)>, ReadError> {
+        self.check_kept(lsn)?;
         self.gather_tail(key, lsn, chain);
         if !chain.complete {
             self.gather_layers(key, lsn, chain).await?;
@@ -127,6 +185,14 @@ impl Snapshot {
             .as_ref()
             .filter(|_| goes_on)
             .map(|ancestor| (ancestor.view.load_full(), lsn.min(ancestor.lsn))))
+    }
+
+    /// Whether what these layers were at `lsn` was kept. Asked of every snapshot on the way, since each timeline keeps what it must.
+    pub(crate) fn check_kept(&self, lsn: Lsn) -> Result<(), ReadError> {
+        if self.retention.keeps(lsn) {
+            return Ok(());
+        }
+        Err(ReadError::BehindCutoff { asked: lsn, cutoff: self.retention.cutoff })
     }
 
     fn redo(&self, key: Key, lsn: Lsn, chain: &Chain) -> Result<Option<Bytes>, ReadError> {
@@ -249,6 +315,7 @@ impl Snapshot {
         lsn: Lsn,
         found: &mut BTreeSet<Key>,
     ) -> Result<Option<(Arc<Snapshot>, Lsn)>, ReadError> {
+        self.check_kept(lsn)?;
         for tail in std::iter::once(&self.open).chain(self.frozen.iter()) {
             for batch in tail.batches() {
                 found.extend(

@@ -9,6 +9,8 @@ use model::{Key, KeyRange, Lsn, PgTimestamp, SlruKind};
 use serde::Serialize;
 
 use crate::as_of::ReadError;
+use crate::layer_map::MapLayer as _;
+use crate::layer_read::Layer;
 use crate::read::Snapshot;
 use crate::tail::{Tail, Version};
 use crate::timeline::Timeline;
@@ -46,7 +48,7 @@ impl Timeline {
     /// The LSN as of `time`: just before the first commit after it, as Postgres' own recovery to a time would stop. Before the first commit of the
     /// history, too, if the base is known to be older.
     pub async fn lsn_at(&self, time: PgTimestamp) -> Result<LsnAt, ReadError> {
-        let start = self.readable_from();
+        let start = self.readable_from().max(self.retention().cutoff);
         let mut snapshot = self.view().load_full();
         let end = snapshot.last;
         let mut bound = end;
@@ -54,6 +56,7 @@ impl Timeline {
         let mut last_before: Option<Lsn> = None;
         // In the base, and not as of `time`.
         let mut too_late = false;
+        let from = self.readable_from();
         loop {
             // Newest first: as long as whole places are later than `time`, older ones may hold the first later commit.
             for place in places(&snapshot) {
@@ -65,7 +68,7 @@ impl Timeline {
                     .await?
                     .into_iter()
                     .filter(|(lsn, _)| *lsn <= bound)
-                    .partition(|(lsn, _)| *lsn >= start);
+                    .partition(|(lsn, _)| *lsn >= from);
                 too_late |= of_base.iter().any(|(_, at)| *at > time);
                 let later = commits.iter().filter(|(_, at)| *at > time).map(|(lsn, _)| *lsn).min();
                 first_later = later.or(first_later);
@@ -91,16 +94,46 @@ impl Timeline {
             (None, Some(_)) if knows_the_base => LsnAt::Present(start),
             (None, None) if knows_the_base => LsnAt::Future(end),
             (Some(_), None) => LsnAt::Future(end),
+            (Some(lsn), Some(_)) if lsn < start => LsnAt::Past(start),
             (Some(lsn), Some(_)) => LsnAt::Present(lsn),
             (None, Some(_)) => LsnAt::Past(start),
             (None, None) => LsnAt::NoData(end),
         })
     }
 
+    /// The newest commit of the timeline itself, by what its tail and the names of its layers tell.
+    pub fn newest_commit(&self) -> Option<PgTimestamp> {
+        let snapshot = self.view().load_full();
+        let newest = places(&snapshot).iter().filter_map(Place::commit_times).map(|(_, newest)| newest).max();
+        newest.max(self.info().newest_commit)
+    }
+
+    /// The last commit of the timeline itself up to `time`, looked for in no more than one place: what is wholly later is passed over.
+    pub(crate) async fn last_commit_at(&self, time: PgTimestamp) -> Result<Option<Lsn>, ReadError> {
+        let snapshot = self.view().load_full();
+        for place in places(&snapshot) {
+            if place.commit_times().is_none_or(|(oldest, _)| oldest > time) {
+                continue;
+            }
+            let commits = place.commits().await?;
+            let first_later = commits.iter().filter(|(_, at)| *at > time).map(|(lsn, _)| *lsn).min();
+            let limit = first_later.unwrap_or(Lsn::MAX);
+            let last = commits.iter().map(|(lsn, _)| *lsn).filter(|lsn| *lsn < limit).max();
+            if last.is_some() {
+                return Ok(last);
+            }
+        }
+        Ok(None)
+    }
+
     /// Whether what can be read first began with a checkpoint before `time`. Commits before that checkpoint are older than it, and those since are
     /// in the history.
     async fn base_is_older_than(&self, time: PgTimestamp) -> Result<bool, ReadError> {
-        let stored = self.view().load_full().get(Key::CHECKPOINT, self.readable_from()).await?;
+        let stored = self
+            .view()
+            .load_full()
+            .get(Key::CHECKPOINT, self.readable_from().max(self.retention().cutoff))
+            .await?;
         let checkpoint = stored.and_then(|bytes| CheckPoint::decode(self.facts().pg, &bytes).ok());
         // Its time is in whole seconds, cut off.
         let seconds = checkpoint.and_then(|checkpoint| u64::try_from(checkpoint.time).ok());
@@ -113,22 +146,38 @@ impl Timeline {
 /// Where commits are.
 enum Place<'a> {
     Tail(&'a Tail),
-    Layer(&'a Arc<crate::layer_read::Layer>),
+    /// Layers whose LSNs overlap: pieces of what was one stretch of history. They share no key, so their order says nothing.
+    Layers(Vec<&'a Arc<Layer>>),
 }
 
 /// Newest first.
-fn places(snapshot: &Snapshot) -> impl Iterator<Item = Place<'_>> {
+fn places(snapshot: &Snapshot) -> Vec<Place<'_>> {
+    let layers = snapshot.layers.all().filter(|layer| layer.is_delta() && layer.commit_times().is_some());
+    let mut layers: Vec<&Arc<Layer>> = layers.collect();
+    layers.sort_by_key(|layer| std::cmp::Reverse((layer.name().lsns().end, layer.name().lsns().start)));
+    let mut stretches: Vec<Vec<&Arc<Layer>>> = Vec::new();
+    for layer in layers {
+        let overlaps = |newer: &&Arc<Layer>| newer.name().lsns().start < layer.name().lsns().end;
+        match stretches.last_mut() {
+            Some(stretch) if stretch.iter().any(overlaps) => stretch.push(layer),
+            _ => stretches.push(vec![layer]),
+        }
+    }
     std::iter::once(&snapshot.open)
         .chain(snapshot.frozen.iter().rev())
         .map(Place::Tail)
-        .chain(snapshot.layers.deltas().iter().map(Place::Layer))
+        .chain(stretches.into_iter().map(Place::Layers))
+        .collect()
 }
 
 impl Place<'_> {
     fn commit_times(&self) -> Option<(PgTimestamp, PgTimestamp)> {
         match self {
             Place::Tail(tail) => tail.commit_times(),
-            Place::Layer(layer) => layer.commit_times(),
+            Place::Layers(layers) => {
+                let times = layers.iter().filter_map(|layer| layer.commit_times());
+                times.reduce(|(oldest, newest), (old, new)| (oldest.min(old), newest.max(new)))
+            }
         }
     }
 
@@ -141,17 +190,21 @@ impl Place<'_> {
                     batch.range(&keys).for_each(|version| commits.extend(commit_of(&version)));
                 }
             }
-            Place::Layer(layer) => {
-                commits.extend(layer.versions_of(&keys).await?.iter().filter_map(commit_of));
+            Place::Layers(layers) => {
+                for layer in layers {
+                    commits.extend(layer.versions_of(&keys).await?.iter().filter_map(commit_of));
+                }
             }
         }
         Ok(commits)
     }
 }
 
+/// The commit that a version of a commit-log page notes. A page that was made whole by compaction carries the time of the last commit on it.
 fn commit_of(version: &Version) -> Option<(Lsn, PgTimestamp)> {
     match Value::decode(&version.value) {
         Ok(Value::Change(Change::Committed { time, .. })) => Some((version.lsn, time)),
+        Ok(Value::Image(page)) => Some((version.lsn, redo::slru::last_commit(page)?)),
         _ => None,
     }
 }

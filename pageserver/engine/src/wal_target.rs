@@ -1,7 +1,7 @@
 //! Where a receiver's WAL goes: while the base is being imported only into the bucket, later to the timeline's owner as well.
 
 use bytes::Bytes;
-use model::{Lsn, Tli};
+use model::{Lsn, PgTimestamp, Tli};
 use tokio::sync::watch;
 
 use crate::timeline::{AppendError, Timeline};
@@ -22,6 +22,13 @@ impl WalTarget {
         match self {
             WalTarget::Importing(keeper) => Ok(keeper.append(at, tli, &bytes).await?),
             WalTarget::Open(timeline) => timeline.append_wal(at, tli, bytes).await,
+        }
+    }
+
+    /// What the source's clock says: no history is old by our clock alone.
+    pub fn note_source_time(&self, time: PgTimestamp) {
+        if let WalTarget::Open(timeline) = self {
+            timeline.note_source_time(time);
         }
     }
 

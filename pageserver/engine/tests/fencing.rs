@@ -17,7 +17,7 @@ use engine::budget::TailBudget;
 use engine::chunk_cache::{CacheLimits, ChunkCache};
 use engine::claim::{Claim, TakeClaimError, ValidateError};
 use engine::deletion;
-use engine::index_keeper::{IndexKeeper, add_layer, vanilla_extension};
+use engine::index_keeper::{IndexKeeper, metadata_of, vanilla_extension};
 use engine::index_store::IndexStore;
 use engine::layer_write::{LayerStore, WriteLayerError};
 use engine::object_path::{ObjectPath, timeline_prefix, wal_prefix};
@@ -162,7 +162,7 @@ async fn import(bucket: &Arc<dyn Bucket>, disk: &tempfile::TempDir) {
     image.push(Key::CHECKPOINT, &checkpoint()).unwrap();
     let written = store.finish_image(image, LayerName::Image { keys: Key::ALL, lsn: BASE }).await.unwrap();
     let mut part = empty_index();
-    add_layer(&mut part, &written, claim.generation(), tenant().shard, None);
+    part.layer_metadata.insert(written.finished.name.clone(), metadata_of(&written, &claim, None));
     IndexKeeper::create(claim, main_timeline(), part).await.unwrap();
 }
 
@@ -728,7 +728,7 @@ async fn a_lease_is_granted_once_it_is_durable_and_claims_were_listed_after_that
 
     // The next owner has it.
     let b = Server::start(&bucket).await;
-    let leases = b.main().index().part().await.palimpsest.unwrap().leases;
+    let leases = b.main().index().part().await.palimpsest.as_ref().unwrap().leases.clone();
     assert_eq!(leases.len(), 1);
     assert_eq!((leases[0].lsn, leases[0].valid_until.to_system_time()), (Lsn(end.0 - RECORD), later));
 }
@@ -774,12 +774,16 @@ async fn what_cannot_be_read_is_not_leased_and_what_is_over_leaves_the_index_wit
     assert!(matches!(collected, Err(LeaseError::TooOld { .. })), "{collected:?}");
 
     a.main().lease_lsn(end, LEASE, now - 2 * LEASE).await.unwrap();
-    assert_eq!(index.part().await.palimpsest.unwrap().leases.len(), 1);
+    assert_eq!(index.part().await.palimpsest.as_ref().unwrap().leases.len(), 1);
     faulty.once(Operation::Put, "index_part", Fault::Fail);
     assert!(index.update(|_| {}).await.is_err());
-    assert_eq!(index.part().await.palimpsest.unwrap().leases.len(), 1, "what was not put is not believed");
+    assert_eq!(
+        index.part().await.palimpsest.as_ref().unwrap().leases.len(),
+        1,
+        "what was not put is not believed"
+    );
     index.update(|_| {}).await.unwrap();
-    assert_eq!(index.part().await.palimpsest.unwrap().leases, []);
+    assert_eq!(index.part().await.palimpsest.as_ref().unwrap().leases, []);
 }
 
 // Deletion, with whole owners

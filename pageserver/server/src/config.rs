@@ -12,6 +12,9 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use engine::bucket::BucketUrl;
+use engine::collect::KeepHistory;
+use engine::compact::CompactionPolicy;
+use engine::tenant::Maintenance;
 
 use crate::tls::TlsFiles;
 
@@ -118,6 +121,34 @@ pub struct Config {
     /// Changes of one timeline that are gathered into one layer.
     #[arg(long, value_name = "BYTES", default_value = "128MiB")]
     pub layer_size: ByteCount,
+
+    /// History of so long is kept, by the times of commits …
+    #[arg(long, value_name = "DURATION", default_value = "7d")]
+    pub pitr_interval: Span,
+
+    /// … and of so many bytes of WAL; whichever keeps more. A tenant may have its own of both.
+    #[arg(long, value_name = "BYTES", default_value = "64MiB")]
+    pub gc_horizon: ByteCount,
+
+    /// How often history that is older may be given up.
+    #[arg(long, value_name = "DURATION", default_value = "10m")]
+    pub gc_period: Span,
+
+    /// How often timelines with new layers are looked at. Zero: nothing is compacted or collected.
+    #[arg(long, value_name = "DURATION", default_value = "2s")]
+    pub compaction_period: Span,
+
+    /// Timelines that are compacted at once.
+    #[arg(long, value_name = "COUNT", default_value = "2")]
+    pub compaction_jobs: usize,
+
+    /// Layers straight from the tail that a read may meet at most: with so many, ingest waits for compaction.
+    #[arg(long, value_name = "COUNT", default_value = "6")]
+    pub max_l0_layers: usize,
+
+    /// Objects in the bucket that nothing names are deleted when they are so old.
+    #[arg(long, value_name = "DURATION", default_value = "1d")]
+    pub orphan_grace: Span,
 
     /// Memory for parts of layers that were read.
     #[arg(long, value_name = "BYTES", default_value = "256MiB")]
@@ -449,6 +480,13 @@ impl Config {
             ("wait_lsn_timeout".into(), self.wait_lsn_timeout.to_string()),
             ("tail_memory".into(), self.tail_memory.to_string()),
             ("layer_size".into(), self.layer_size.to_string()),
+            ("pitr_interval".into(), self.pitr_interval.to_string()),
+            ("gc_horizon".into(), self.gc_horizon.to_string()),
+            ("gc_period".into(), self.gc_period.to_string()),
+            ("compaction_period".into(), self.compaction_period.to_string()),
+            ("compaction_jobs".into(), self.compaction_jobs.to_string()),
+            ("max_l0_layers".into(), self.max_l0_layers.to_string()),
+            ("orphan_grace".into(), self.orphan_grace.to_string()),
             ("cache_memory".into(), self.cache_memory.to_string()),
             ("cache_disk".into(), self.cache_disk.to_string()),
             ("wal_seal_bytes".into(), self.wal_seal_bytes.to_string()),
@@ -463,6 +501,26 @@ impl Config {
     /// Where an operator is listened to; `None` for a server on its own.
     pub fn control_addr(&self) -> Option<SocketAddr> {
         self.listen_control_addr.parse().ok()
+    }
+
+    /// How history is kept small; `None` when it is not.
+    pub fn maintenance(&self) -> Option<Maintenance> {
+        let compaction = CompactionPolicy {
+            l0_limit: self.max_l0_layers,
+            layer_bytes: self.layer_size.0,
+            shelf_bytes: self.layer_size.0.saturating_mul(4),
+            little: (self.layer_size.0 / 128).max(64 << 10),
+            ..CompactionPolicy::default()
+        };
+        let keep = KeepHistory { interval: self.pitr_interval.0, bytes: self.gc_horizon.0 };
+        (!self.compaction_period.0.is_zero()).then(|| Maintenance {
+            compaction,
+            keep,
+            period: self.compaction_period.0,
+            collect_period: self.gc_period.0,
+            at_once: self.compaction_jobs,
+            grace: self.orphan_grace.0,
+        })
     }
 
     /// Certificates of the control API, if it has any.
@@ -512,6 +570,12 @@ impl Config {
         }
         if !(1..=1024).contains(&self.max_batch_size) {
             return invalid("max_batch_size", "expected 1 to 1024");
+        }
+        if self.compaction_jobs == 0 {
+            return invalid("compaction_jobs", "expected at least 1");
+        }
+        if self.max_l0_layers <= CompactionPolicy::default().l0_merge {
+            return invalid("max_l0_layers", "expected more layers than are merged at once");
         }
         if self.max_connections == 0 {
             return invalid("max_connections", "expected at least 1");

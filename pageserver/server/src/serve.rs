@@ -139,6 +139,7 @@ async fn serve(
             memory: WalMemory::new(config.tail_memory.0 as usize / 4),
             ..WalKeeping::default()
         },
+        max_l0: config.maintenance().map(|maintenance| maintenance.compaction.l0_limit),
         ..TimelinePolicy::default()
     };
     let tenants = Tenants::new(Arc::clone(&bucket), Arc::clone(&cache), Arc::clone(&budget), policy);
@@ -158,6 +159,16 @@ async fn serve(
         followers.resume().await;
     }
     let readers = Readers::default();
+    if let Some(maintenance) = config.maintenance() {
+        let tenants = tenants.clone();
+        supervisor.start("maintenance", OnFailure::Restart, move |stop| {
+            let (tenants, maintenance) = (tenants.clone(), maintenance.clone());
+            async move {
+                tenants.maintain(maintenance, stop).await;
+                Ok::<_, std::convert::Infallible>(())
+            }
+        });
+    }
 
     tracing::info!(
         libpq = %libpq.local_addr()?,

@@ -5,7 +5,7 @@
 //! otherwise           u32 kind << 28 | stored length, bytes       kind 8: as they are, 9: one zstd frame
 //! ```
 //!
-//! Only values of image layers are ever compressed, each for itself, and only where that makes them smaller.
+//! Values of image layers are compressed, large ones of delta layers may be, each for itself, and only where that makes them smaller.
 
 use std::borrow::Cow;
 use std::io::Read;

@@ -1,17 +1,22 @@
 //! Delta layers: changes of a range of keys within a range of LSNs.
 //!
-//! The index maps a key and an LSN (18 + 8 bytes) to `offset << 1 | will_init`. The value there is a [`crate::value::Value`], never
-//! compressed. There is at most one value per key and LSN.
+//! The index maps a key and an LSN (18 + 8 bytes) to `offset << 1 | will_init`. The value there is a [`crate::value::Value`]. There is at most one
+//! value per key and LSN. Neon writes these values as they are; a [`DeltaWriter`] that is told to compresses large ones, which are mostly images of
+//! pages, each for itself as in an image layer.
 
 use std::ops::{ControlFlow, Range};
 
 use model::{Key, LayerName, Lsn, LsnRange, TenantId, TimelineId, key::KEY_SIZE};
 
+use super::blob::Packer;
 use super::btree::{Direction, Found, TreeScan};
 use super::write::FileWriter;
 use super::{Block, Checksums, FinishedLayer, Layout, ReadLayerError, WriteLayerError};
 
 const DELTA_KEY: usize = KEY_SIZE + 8;
+
+/// Changes shorter than this are not worth a frame of their own.
+const COMPRESS_FROM: usize = 512;
 
 fn delta_key(key: Key, lsn: Lsn) -> [u8; DELTA_KEY] {
     let mut bytes = [0; DELTA_KEY];
@@ -32,13 +37,21 @@ pub struct DeltaWriter {
     last: Option<(Key, Lsn)>,
     /// Lowest and highest LSN added.
     lsns: Option<(Lsn, Lsn)>,
+    packer: Option<Packer>,
 }
 
 impl DeltaWriter {
     /// An empty layer of `tenant` and `timeline`.
     pub fn new(tenant: TenantId, timeline: TimelineId, checksums: Checksums) -> Self {
         let file = FileWriter::new(tenant, timeline, checksums);
-        DeltaWriter { file, first: None, last: None, lsns: None }
+        DeltaWriter { file, first: None, last: None, lsns: None, packer: None }
+    }
+
+    /// Large values are compressed from now on, where that makes them smaller.
+    #[must_use]
+    pub fn compressing(mut self) -> Self {
+        self.packer = Some(Packer::default());
+        self
     }
 
     /// Adds a change: `value` is an encoded [`crate::value::Value`], `will_init` what it says of itself. `(key, lsn)` is above all before
@@ -58,7 +71,9 @@ impl DeltaWriter {
             });
         }
         let encode = |at: u64| at << 1 | u64::from(will_init);
-        self.file.push(&delta_key(key, lsn), value, false, encode, out)?;
+        let packer = self.packer.as_mut().filter(|_| value.len() >= COMPRESS_FROM);
+        let packed = packer.and_then(|packer| packer.pack(value));
+        self.file.push(&delta_key(key, lsn), packed.unwrap_or(value), packed.is_some(), encode, out)?;
         self.first.get_or_insert(key);
         self.last = Some((key, lsn));
         let (lowest, highest) = self.lsns.unwrap_or((lsn, lsn));

@@ -75,7 +75,9 @@ impl Tenants {
         };
         let index = Arc::new(index);
         tenant.claim().validate().await?;
-        let (opened, tasks) = open(&self.surroundings(&tenant), index, Some(&parent)).await?;
+        tenant.note_wishes(new, Some(index.wishes().await));
+        let points = tenant.kept_points(new)?;
+        let (opened, tasks) = open(&self.surroundings(&tenant), index, Some(&parent), points).await?;
         self.watch_tasks(&tenant, &opened, tasks);
         tenant.set(new, Slot::Open(opened.clone()));
         info!(timeline = %new, %ancestor, %lsn, "branched");
@@ -111,7 +113,8 @@ impl Tenants {
         timeline: TimelineId,
         index: Arc<IndexKeeper>,
     ) -> Result<Timeline, ChangeError> {
-        let (opened, tasks) = open(&self.surroundings(tenant), index, None).await?;
+        tenant.note_wishes(timeline, Some(index.wishes().await));
+        let (opened, tasks) = open(&self.surroundings(tenant), index, None, []).await?;
         self.watch_tasks(tenant, &opened, tasks);
         tenant.set(timeline, Slot::Open(opened.clone()));
         Ok(opened)
@@ -238,6 +241,7 @@ async fn branch_lsn(parent: &Timeline, point: BranchPoint) -> Result<Lsn, Change
             parent.readable_from()
         )));
     }
+    parent.check_kept(lsn)?;
     if lsn > last {
         return Err(ChangeError::Refused(format!("{lsn} is beyond {last}, the end of the timeline")));
     }

@@ -5,12 +5,13 @@
 //! told to attach; a tenant that was superseded is held as stale: reads are answered, nothing is written.
 //!
 //! Reading order: [`hold`] (how a tenant is held), [`slots`] (a tenant and what there is of its timelines), [`attach`] (claiming, opening and
-//! letting go), [`config`] (what it is told to do otherwise), [`open`] (bringing timelines back), [`change`] (creating, branching, deleting).
+//! letting go), [`config`] (what it is told to do otherwise), [`open`] (bringing timelines back), [`maintain`] (keeping them small), [`change`] (creating, branching, deleting).
 
 mod attach;
 mod change;
 mod config;
 mod hold;
+mod maintain;
 mod open;
 mod slots;
 
@@ -28,6 +29,7 @@ use crate::as_of::ReadError;
 use crate::budget::TailBudget;
 use crate::chunk_cache::ChunkCache;
 use crate::claim::{TakeClaimError, ValidateError};
+use crate::compact::FailedJob;
 use crate::deletion::DeleteTenantError;
 use crate::index_keeper::IndexTrouble;
 use crate::index_store::{LoadIndexError, PutIndexError};
@@ -38,7 +40,8 @@ use crate::wal_keeper::KeepWalError;
 pub use attach::{AttachAs, AttachAsError, AttachError};
 pub use config::{TenantConfig, TenantConfigError};
 pub use hold::{Hold, Mode, Phase, Superseded};
-pub use slots::{Tenant, TimelineView};
+pub use maintain::{Maintenance, MaintenanceCounts};
+pub use slots::{Tenant, TimelineView, UnknownWishes};
 
 /// Tenants whose timelines are opened at once, unless somebody waits for one.
 const OPENING_AT_ONCE: usize = 8;
@@ -59,6 +62,7 @@ struct Inner {
     changing: std::sync::Mutex<HashMap<TenantId, std::sync::Weak<Mutex<()>>>>,
     opening: Semaphore,
     superseded: watch::Sender<Option<String>>,
+    maintenance: MaintenanceCounts,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -115,8 +119,12 @@ pub enum ChangeError {
     Config(#[from] TenantConfigError),
     #[error("the bucket does not do what it must")]
     Bucket(#[from] BucketError),
+    #[error(transparent)]
+    UnknownWishes(#[from] UnknownWishes),
     #[error("cannot read the timeline")]
     Read(#[from] ReadError),
+    #[error(transparent)]
+    Compact(Box<FailedJob>),
     #[error(transparent)]
     DeleteTenant(#[from] DeleteTenantError),
     #[error("tasks of timeline {0} did not end in time; its deletion goes on when it is asked for again")]
@@ -223,6 +231,7 @@ impl Tenants {
                 changing: std::sync::Mutex::default(),
                 opening: Semaphore::new(OPENING_AT_ONCE),
                 superseded: watch::channel(None).0,
+                maintenance: MaintenanceCounts::default(),
                 tasks: TaskTracker::new(),
                 stop: CancellationToken::new(),
             }),

@@ -26,11 +26,17 @@ impl Tenants {
             match tenant.index_store.find(timeline).await {
                 // Whoever asked for that asks again, and then it goes on.
                 Ok(Some(found)) if found.index.deleted_at.is_some() => tenant.set(timeline, Slot::Deleting),
-                Ok(Some(found)) => waiting
-                    .push((timeline, Arc::new(IndexKeeper::new(tenant.claim().clone(), timeline, found)))),
+                Ok(Some(found)) => {
+                    let index = Arc::new(IndexKeeper::new(tenant.claim().clone(), timeline, found));
+                    tenant.note_wishes(timeline, Some(index.wishes().await));
+                    waiting.push((timeline, index));
+                }
                 Ok(None) => {}
                 Err(LoadIndexError::Bucket { source, .. }) => return Err(source),
-                Err(error) => tenant.set(timeline, Slot::Broken(error_story(&error).into())),
+                Err(error) => {
+                    tenant.note_wishes(timeline, None);
+                    tenant.set(timeline, Slot::Broken(error_story(&error).into()));
+                }
             }
         }
         // Ancestors first; what is left at the end has an ancestor that is not here.
@@ -72,7 +78,8 @@ impl Tenants {
                 .transpose()
                 .map_err(|error| error.to_string())?;
             let surroundings = self.surroundings(tenant);
-            match open(&surroundings, index, parent.as_ref()).await {
+            let points = tenant.kept_points(timeline).map_err(|error| error.to_string())?;
+            match open(&surroundings, index, parent.as_ref(), points).await {
                 Ok(opened) => Ok(opened),
                 // What seems to be missing may be what a newer owner deleted.
                 Err(error) => Err(match tenant.claim().validate().await {

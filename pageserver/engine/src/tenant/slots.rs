@@ -1,12 +1,12 @@
 //! A tenant of this process, and what there is of each of its timelines.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex as StdMutex, RwLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use model::{Generation, TenantShardId, TimelineId};
+use model::{Generation, Lsn, TenantShardId, TimelineId};
 use tokio::sync::{Mutex, MutexGuard, Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +17,7 @@ use crate::claim::Claim;
 use crate::index_keeper::IndexKeeper;
 use crate::index_store::{IndexStore, LoadIndexError};
 use crate::ports::BucketError;
+use crate::retention::{self, Wishes};
 use crate::timeline::{Timeline, TimelinePolicy};
 
 /// How long the tasks of a deleted timeline may take to end: a layer or two may be on their way to the bucket.
@@ -38,6 +39,8 @@ pub struct Tenant {
     pub(super) detached: CancellationToken,
     pub(super) index_store: IndexStore,
     timelines: RwLock<BTreeMap<TimelineId, Slot>>,
+    /// What each timeline asked to be kept when it was last looked at; `None` where its index cannot be read. Also of those that are not open.
+    wishes: StdMutex<BTreeMap<TimelineId, Option<Wishes>>>,
     /// Timelines whose tasks have not all ended.
     running: RwLock<HashMap<TimelineId, Running>>,
     /// One creation or deletion of a timeline at a time.
@@ -45,6 +48,11 @@ pub struct Tenant {
     /// Its deletion was asked for: nothing of it is changed any more.
     pub(super) deleting: CancellationToken,
 }
+
+/// What has to be kept is not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the index of timeline {0} cannot be read: what it reads of its ancestors is not known")]
+pub struct UnknownWishes(pub TimelineId);
 
 /// Tasks of an open timeline.
 #[derive(Clone)]
@@ -97,6 +105,7 @@ impl Tenant {
             index_store: IndexStore::new(&claim),
             claim,
             timelines: RwLock::default(),
+            wishes: StdMutex::default(),
             running: RwLock::default(),
             changing: Mutex::default(),
             deleting: CancellationToken::new(),
@@ -170,12 +179,41 @@ impl Tenant {
         self.timelines.write().expect("no holder panics").insert(timeline, slot);
     }
 
+    /// What a timeline asks to be kept, of itself and its ancestors; `None` when that cannot be known.
+    pub(super) fn note_wishes(&self, timeline: TimelineId, wishes: Option<Wishes>) {
+        self.wishes.lock().expect("no holder panics").insert(timeline, wishes);
+    }
+
+    /// Which LSNs of a timeline must be kept below its cutoff, by what its indexes said when they were last looked at.
+    pub(crate) fn kept_points(&self, of: TimelineId) -> Result<BTreeSet<Lsn>, UnknownWishes> {
+        let wishes = self.wishes.lock().expect("no holder panics");
+        let known = |(id, wishes): (&TimelineId, &Option<Wishes>)| {
+            wishes.clone().map(|wishes| (*id, wishes)).ok_or(UnknownWishes(*id))
+        };
+        let wishes: BTreeMap<TimelineId, Wishes> = wishes.iter().map(known).collect::<Result<_, _>>()?;
+        Ok(retention::points(of, &wishes))
+    }
+
+    /// Looks again at what the open timelines ask to be kept.
+    pub(crate) async fn refresh_wishes(&self) {
+        for (timeline, view) in self.views() {
+            match view {
+                TimelineView::Open(open) => self.note_wishes(timeline, Some(open.index().wishes().await)),
+                TimelineView::Deleting => {
+                    drop(self.wishes.lock().expect("no holder panics").remove(&timeline))
+                }
+                TimelineView::Importing | TimelineView::Broken(_) => {}
+            }
+        }
+    }
+
     pub(super) fn remove(&self, timeline: TimelineId) {
+        self.wishes.lock().expect("no holder panics").remove(&timeline);
         self.timelines.write().expect("no holder panics").remove(&timeline);
     }
 
     /// For a change of its timelines: one at a time, and none when it is deleted.
-    pub(super) async fn change(&self) -> Result<MutexGuard<'_, ()>, ChangeError> {
+    pub(crate) async fn change(&self) -> Result<MutexGuard<'_, ()>, ChangeError> {
         let one = self.changing.lock().await;
         if self.deleting.is_cancelled() {
             return Err(ChangeError::Deleting(self.shard));

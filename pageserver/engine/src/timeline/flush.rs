@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tracing::info;
 
 use crate::claim::ValidateError;
-use crate::index_keeper::{IndexKeeper, add_layer};
+use crate::index_keeper::{IndexKeeper, metadata_of};
 use crate::index_store::PutIndexError;
 use crate::layer_read::Layer;
 use crate::layer_write::{DeltaFile, LayerStore, WriteLayerError};
@@ -75,7 +75,8 @@ impl Flusher {
         let claim = self.index.claim();
         self.index
             .update(|part| {
-                add_layer(part, &written, claim.generation(), claim.tenant().shard, commit_times);
+                let metadata = metadata_of(&written, claim, commit_times);
+                part.layer_metadata.insert(written.finished.name.clone(), metadata);
                 part.update_metadata(|metadata| {
                     metadata.disk_consistent_lsn = frozen.last;
                     metadata.prev_record_lsn = Some(frozen.prev);

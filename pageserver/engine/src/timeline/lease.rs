@@ -4,10 +4,8 @@
 //! the timeline next reads it there. A lease that is prolonged by little is answered from what is durable already, so that many clients that
 //! renew often do not rewrite the index each time.
 //!
-//! Nothing is collected yet. What collects must, for an LSN below which versions may go: note it in the index as `latest_gc_cutoff_lsn` in the
-//! same change ([`crate::index_keeper::IndexKeeper::change`]) that looks at the leases, so that neither overlooks the other; keep every leased LSN
-//! of the timeline readable, as if a branch began there; and read the leases of all its descendants too, since one that lies before a
-//! descendant's branch point is read from here. A lease counts until its time is over by the collector's clock.
+//! Collection ([`crate::collect`]) keeps every leased LSN readable, as if a branch began there, until the lease is over by the collector's clock. One that lies
+//! before a branch's own beginning is read from its ancestors: it is granted only if they still keep it once it is durable.
 
 use std::time::{Duration, SystemTime};
 
@@ -15,8 +13,9 @@ use codec::index_part::{Extension, Lease, UtcTime};
 use model::Lsn;
 
 use super::Timeline;
+use crate::as_of::ReadError;
 use crate::claim::ValidateError;
-use crate::index_keeper::Changed;
+use crate::index_keeper::{Changed, wishes_of};
 use crate::index_store::PutIndexError;
 
 /// Leases that a timeline may have at once. Each is about 70 bytes of an index that is written as a whole.
@@ -28,6 +27,8 @@ pub const MAX_LEASES: usize = 10_000;
 pub enum LeaseError {
     #[error("LSN {asked} cannot be leased: it is below {oldest}, before which the timeline cannot be read")]
     TooOld { asked: Lsn, oldest: Lsn },
+    #[error("the timeline cannot be read")]
+    Read(#[source] Box<ReadError>),
     #[error("LSN {asked} cannot be leased: it is beyond {last}, the end of the timeline")]
     Future { asked: Lsn, last: Lsn },
     #[error("the timeline has {MAX_LEASES} leases, which is the most; they end by themselves")]
@@ -55,13 +56,19 @@ impl Timeline {
         }
         // One place has one name, so that two clients' leases of it are one.
         let lsn = lsn.normalized(self.facts().wal_segment_size.bytes());
+        let kept = |error| match error {
+            ReadError::BehindCutoff { asked, cutoff } => LeaseError::TooOld { asked, oldest: cutoff },
+            other => LeaseError::Read(Box::new(other)),
+        };
+        self.check_kept(lsn).map_err(kept)?;
         let readable_from = self.readable_from();
         let mut granted = now;
         self.index()
             .change(|part| {
-                let oldest = readable_from.max(part.metadata().latest_gc_cutoff_lsn);
-                if lsn < oldest {
-                    return Err(LeaseError::TooOld { asked: lsn, oldest });
+                let oldest = part.metadata().latest_gc_cutoff_lsn;
+                let is_point = wishes_of(part).lsns.contains(&lsn);
+                if lsn < readable_from || (lsn < oldest && !is_point) {
+                    return Err(LeaseError::TooOld { asked: lsn, oldest: oldest.max(readable_from) });
                 }
                 let ours = part.palimpsest.as_mut().ok_or(LeaseError::NoPostgres)?;
                 let (until, changed) = grant(ours, lsn, length, now)?;
@@ -71,6 +78,7 @@ impl Timeline {
             .await?;
         // Also what was durable before: whoever stored it may have died before its own listing.
         self.index().claim().validate().await?;
+        self.check_kept(lsn).map_err(kept)?;
         Ok(granted)
     }
 }

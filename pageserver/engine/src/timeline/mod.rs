@@ -4,24 +4,27 @@
 //! bounded channels. [`owner`] is the one task that changes anything; [`flush`] turns frozen tails into layers behind it; [`replay`] brings a
 //! timeline back from the bucket.
 
+mod chains;
 pub mod flush;
 pub mod lease;
 mod owner;
+mod reap;
 mod replay;
 pub mod restore;
 
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
 use codec::wal::stream::WalError;
 use futures::future::FutureExt as _;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use model::{
-    BLOCK_SIZE, Key, Lsn, PgMajor, PgTimestamp, RelTag, SlruKind, TenantShardId, TimelineId, Tli,
+    BLOCK_SIZE, Key, LayerName, Lsn, PgMajor, PgTimestamp, RelTag, SlruKind, TenantShardId, TimelineId, Tli,
     WalSegmentSize,
 };
 use serde::Serialize;
@@ -32,8 +35,10 @@ use crate::as_of::ReadError;
 use crate::budget::TailBudget;
 use crate::index_keeper::IndexKeeper;
 use crate::ingest::IngestError;
-use crate::layer_read::Layer;
+use crate::layer_read::{Layer, Retired};
+use crate::layer_write::LayerStore;
 use crate::read::{Snapshot, SnapshotAt};
+use crate::retention::Retention;
 use crate::wal_keeper::{KeepWalError, WalKeeper, WalKeeping};
 
 pub use owner::OwnerError;
@@ -46,6 +51,10 @@ pub struct TimelinePolicy {
     pub freeze_bytes: usize,
     /// … or when so many WAL objects lie above the layers: what a restart would have to fetch after a long trickle.
     pub max_wal_objects: usize,
+    /// A page is made whole after so many changes in a row: what a read has to redo at most.
+    pub max_chain: usize,
+    /// With so many layers straight from the tail, no more are made until compaction has merged some: ingest waits. `None` where nobody compacts.
+    pub max_l0: Option<usize>,
     /// Frozen tails that may wait for their layers; beyond it the source has to wait.
     pub max_frozen: usize,
     /// What happens to raw WAL.
@@ -57,6 +66,8 @@ impl Default for TimelinePolicy {
         TimelinePolicy {
             freeze_bytes: 128 << 20,
             max_wal_objects: 1000,
+            max_chain: 24,
+            max_l0: None,
             max_frozen: 2,
             wal: WalKeeping::default(),
         }
@@ -102,6 +113,16 @@ pub struct TimelineInfo {
     pub remote_physical_size: u64,
     pub tail_bytes: usize,
     pub newest_commit: Option<PgTimestamp>,
+    pub gc_cutoff_lsn: Lsn,
+    pub min_readable_lsn: Lsn,
+    pub l0_layers: usize,
+    /// Ingest waits until compaction has made reads less deep.
+    pub ingest_waits: bool,
+    /// Why the last compaction failed, if it did.
+    pub compaction_error: Option<String>,
+    /// Times that this owner has put the index, and all bytes of that.
+    pub index_puts: u64,
+    pub index_bytes: u64,
     /// Why ingest stopped, if it did.
     pub error: Option<String>,
 }
@@ -130,11 +151,21 @@ struct Shared {
     wal: mpsc::Sender<ReceivedWal>,
     requests: mpsc::Sender<Request>,
     keeper: WalKeeper,
+    layers: Arc<LayerStore>,
+    retired: Retired,
     index: Arc<IndexKeeper>,
     budget: Arc<TailBudget>,
     stop: CancellationToken,
     /// What is only in memory is not wanted any more.
     abandoned: AtomicBool,
+    /// Why the last compaction failed, if it did.
+    compaction_trouble: ArcSwapOption<String>,
+    /// How often its layers have changed.
+    layers_version: AtomicU64,
+    /// Ingest waits until there are fewer layers to read.
+    too_deep: AtomicBool,
+    /// What the source's clock said last.
+    source_time: AtomicI64,
     /// This process lets it go: who reads from it finds it elsewhere.
     closed: AtomicBool,
 }
@@ -152,6 +183,10 @@ enum Request {
     Checkpoint(oneshot::Sender<Result<Lsn, String>>),
     /// Answer the end of the last record; before that, if asked, take WAL of this Postgres timeline from that end on.
     Settle { go_on_as: Option<Tli>, answer: oneshot::Sender<Lsn> },
+    /// Reads find these layers in place of those, which the index in the bucket names no longer.
+    Replace { add: Vec<Arc<Layer>>, remove: HashSet<LayerName>, answer: oneshot::Sender<()> },
+    /// Reads go by this retention from now on.
+    Retain { retention: Arc<Retention>, answer: oneshot::Sender<()> },
 }
 
 /// Why WAL was not taken.
@@ -252,6 +287,15 @@ impl Timeline {
         Arc::clone(&self.shared.view)
     }
 
+    pub(crate) fn layer_store(&self) -> &LayerStore {
+        &self.shared.layers
+    }
+
+    /// Where layers are retired to whose objects are to be deleted.
+    pub(crate) fn retired(&self) -> Retired {
+        self.shared.retired.clone()
+    }
+
     pub(crate) fn keeper(&self) -> &WalKeeper {
         &self.shared.keeper
     }
@@ -306,8 +350,50 @@ impl Timeline {
             remote_physical_size: view.layers.all().map(|layer| layer.file_size()).sum(),
             tail_bytes: view.open.size() + view.frozen.iter().map(crate::tail::Tail::size).sum::<usize>(),
             newest_commit: progress.newest_commit,
+            gc_cutoff_lsn: view.retention.cutoff,
+            min_readable_lsn: view.retention.cutoff.max(self.readable_from()),
+            l0_layers: view.layers.l0().len(),
+            ingest_waits: self.is_too_deep(),
+            compaction_error: self.compaction_trouble().map(|trouble| trouble.to_string()),
+            index_puts: self.shared.index.counts.puts.load(Ordering::Relaxed),
+            index_bytes: self.shared.index.counts.bytes.load(Ordering::Relaxed),
             error: progress.error.map(|error| error.to_string()),
         }
+    }
+
+    /// How many deltas straight from the tail there are: every read of a key that they do not hold looks into all of them.
+    pub fn l0_count(&self) -> usize {
+        self.shared.view.load().layers.l0().len()
+    }
+
+    /// Changes whenever its layers do.
+    pub(crate) fn layers_seen(&self) -> u64 {
+        self.shared.layers_version.load(Ordering::Acquire)
+    }
+
+    /// Notes how the last compaction went.
+    pub(crate) fn note_compaction(&self, trouble: Option<String>) {
+        self.shared.compaction_trouble.store(trouble.map(Arc::new));
+    }
+
+    /// Why the last compaction failed, if it did.
+    pub fn compaction_trouble(&self) -> Option<Arc<String>> {
+        self.shared.compaction_trouble.load_full()
+    }
+
+    /// Whether ingest waits for compaction: taking more would make reads deeper than they may be.
+    pub fn is_too_deep(&self) -> bool {
+        self.shared.too_deep.load(Ordering::Relaxed)
+    }
+
+    /// What the source's clock says, as its messages tell it.
+    pub fn note_source_time(&self, time: PgTimestamp) {
+        self.shared.source_time.store(time.0, Ordering::Relaxed);
+    }
+
+    /// What the source's clock said last, since this process follows it.
+    pub fn source_time(&self) -> Option<PgTimestamp> {
+        Some(PgTimestamp(self.shared.source_time.load(Ordering::Relaxed))).filter(|time| time.0 != i64::MIN)
     }
 
     /// The layers of the timeline itself, for pictures and people.
@@ -345,8 +431,7 @@ impl Timeline {
         // All places are free when the owner has taken everything; it answers when it has ingested that.
         let places = queue.reserve_many(queue.max_capacity()).await.map_err(|_| self.why_stopped())?;
         let (answer, answered) = oneshot::channel();
-        let request = Request::Settle { go_on_as, answer };
-        self.shared.requests.send(request).await.map_err(|_| self.why_stopped())?;
+        self.ask(Request::Settle { go_on_as, answer }).await?;
         let settled = answered.await.map_err(|_| self.why_stopped());
         drop(places);
         settled
@@ -354,6 +439,48 @@ impl Timeline {
 
     fn why_stopped(&self) -> AppendError {
         self.shared.progress.borrow().error.clone().map_or(AppendError::Stopped, AppendError::Ingest)
+    }
+
+    /// Has reads find other layers: `add` in place of `remove`, which the index in the bucket names no longer.
+    pub(crate) async fn replace_layers(
+        &self,
+        add: Vec<Arc<Layer>>,
+        remove: HashSet<LayerName>,
+    ) -> Result<(), AppendError> {
+        let (answer, answered) = oneshot::channel();
+        self.ask(Request::Replace { add, remove, answer }).await?;
+        answered.await.map_err(|_| self.why_stopped())
+    }
+
+    /// Has reads go by another retention. Below its cutoff, only its points stay readable from now on.
+    pub(crate) async fn retain(&self, retention: Arc<Retention>) -> Result<(), AppendError> {
+        let (answer, answered) = oneshot::channel();
+        self.ask(Request::Retain { retention, answer }).await?;
+        answered.await.map_err(|_| self.why_stopped())
+    }
+
+    /// As of when it can be read, as far as its own layers go.
+    pub fn retention(&self) -> Arc<Retention> {
+        Arc::clone(&self.shared.view.load().retention)
+    }
+
+    /// Whether history of `lsn` is kept, here and in the ancestors that it is read from.
+    pub fn check_kept(&self, lsn: Lsn) -> Result<(), ReadError> {
+        let mut view = self.shared.view.load_full();
+        let mut lsn = lsn;
+        loop {
+            view.check_kept(lsn)?;
+            let Some(ancestor) = view.ancestor.as_ref().filter(|ancestor| lsn <= ancestor.lsn) else {
+                return Ok(());
+            };
+            lsn = lsn.min(ancestor.lsn);
+            let next = ancestor.view.load_full();
+            view = next;
+        }
+    }
+
+    async fn ask(&self, request: Request) -> Result<(), AppendError> {
+        self.shared.requests.send(request).await.map_err(|_| self.why_stopped())
     }
 
     /// Stores all received WAL now and lists claims; answers what may be reported to the source.
@@ -364,7 +491,7 @@ impl Timeline {
     /// Freezes the tail and waits until all of it is in layers that the index names. Answers up to where.
     pub async fn checkpoint(&self) -> Result<Lsn, AppendError> {
         let (answer, answered) = oneshot::channel();
-        self.shared.requests.send(Request::Checkpoint(answer)).await.map_err(|_| self.why_stopped())?;
+        self.ask(Request::Checkpoint(answer)).await?;
         answered.await.map_err(|_| self.why_stopped())?.map_err(|error| AppendError::Ingest(error.into()))
     }
 

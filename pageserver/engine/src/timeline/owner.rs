@@ -4,12 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use codec::value::Value;
 use codec::wal::record::Record;
 use codec::wal::stream::WalDecoder;
 use model::{Key, KeyRange, Lsn, RelTag, Tli};
+use smallvec::SmallVec;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info};
 
+use super::chains::Chains;
 use super::flush::{FlushError, Flushed, Frozen};
 use super::{IngestStopped, Progress, ReceivedWal, Request, Shared, TimelinePolicy};
 use crate::as_of::ReadError;
@@ -17,7 +20,11 @@ use crate::changes::Changes;
 use crate::error_story::error_story;
 use crate::ingest::{Ingest, Latest, Outcome};
 use crate::read::{Ancestor, Snapshot};
+use crate::retention::Retention;
 use crate::tail::Tail;
+
+/// A layer from the tail has so many times the bytes of the index that names it, if memory allows.
+const LAYER_PER_INDEX: usize = 8;
 
 /// Why an owner ended.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +43,7 @@ pub(super) struct Owner {
     pub decoder: WalDecoder,
     pub ingest: Ingest,
     pub ancestor: Option<Ancestor>,
+    pub retention: Arc<Retention>,
     pub state: State,
     pub wal: mpsc::Receiver<ReceivedWal>,
     pub requests: mpsc::Receiver<Request>,
@@ -55,6 +63,8 @@ pub(super) struct State {
     pub frozen: Vec<Tail>,
     pub pending: Changes,
     pub scratch: Changes,
+    /// Which keys are to be made whole soon.
+    pub chains: Chains,
     /// Who waits for layers up to where.
     pub checkpoints: Vec<(Lsn, oneshot::Sender<Result<Lsn, String>>)>,
     /// Ingest has stopped for good; reads go on.
@@ -88,6 +98,26 @@ impl Latest for Newest<'_> {
     }
 }
 
+impl State {
+    /// Adds what a record made to what is pending. A page that was changed often is made whole: its image takes the last change's place.
+    async fn take_scratch(&mut self, view: &Snapshot, most: usize) {
+        let mut whole: SmallVec<[(Key, Lsn); 4]> = SmallVec::new();
+        for entry in &self.scratch.entries {
+            let value = self.scratch.value_bytes(entry);
+            if self.chains.note(entry.key, entry.will_init, value, most) {
+                whole.push((entry.key, entry.lsn));
+            }
+        }
+        self.pending.append(&mut self.scratch);
+        for (key, lsn) in whole {
+            // One that cannot be made whole stays a chain, and whoever reads it hears why.
+            if let Ok(Some(page)) = view.get_over(&self.pending, key).await {
+                self.pending.push(key, lsn, &Value::Image(&page));
+            }
+        }
+    }
+}
+
 impl Owner {
     /// Runs until stopped or unable to store layers.
     pub async fn run(mut self) -> Result<(), OwnerError> {
@@ -105,6 +135,19 @@ impl Owner {
                     }
                     let _ = answer.send(self.state.last); // who asked may have gone
                 }
+                Event::Request(Request::Replace { add, remove, answer }) => {
+                    let layers = self.shared.view.load().layers.edited(add, &remove);
+                    self.store_view(Some(Arc::new(layers)));
+                    let _ = answer.send(()); // who asked may have gone
+                    if self.should_freeze() {
+                        self.freeze();
+                    }
+                }
+                Event::Request(Request::Retain { retention, answer }) => {
+                    self.retention = retention;
+                    self.store_view(None);
+                    let _ = answer.send(());
+                }
                 Event::Flushed(flushed) => self.adopt(flushed?),
                 Event::Stop => return self.close().await,
             }
@@ -113,13 +156,13 @@ impl Owner {
 
     /// The one place where the owner waits. WAL is left in its queue while there is no room for what it becomes.
     async fn next_event(&mut self) -> Event {
-        let has_room = self.state.frozen.len() <= self.policy.max_frozen;
+        let has_room = self.state.frozen.len() <= self.policy.max_frozen && !self.must_wait_for_compaction();
         let budget = Arc::clone(&self.shared.budget);
         let wal = async {
             if self.state.frozen.is_empty() && budget.used() >= budget.limit() {
                 budget.room().await; // others hold it all; theirs shrink without us
             } else if budget.used() >= budget.limit() || !has_room {
-                std::future::pending::<()>().await; // our own flush ends this wait, through its own event
+                std::future::pending::<()>().await; // our own flush or compaction ends this wait, through its own event
             }
             self.wal.recv().await
         };
@@ -153,6 +196,7 @@ impl Owner {
 
     async fn ingest_decoded(&mut self) -> Result<(), IngestStopped> {
         let view = self.shared.view.load_full();
+        let most = self.policy.max_chain;
         let Owner { decoder, ingest, state, shared, .. } = self;
         let pg = shared.facts.pg;
         while let Some(raw) = decoder.next()? {
@@ -166,14 +210,14 @@ impl Owner {
                 .await
                 .map_err(failed)?;
             while outcome == Outcome::Unfinished {
-                state.pending.append(&mut state.scratch);
+                state.take_scratch(&view, most).await;
                 newest = Newest { snapshot: &view, pending: &state.pending };
                 outcome = ingest.resume(&mut state.scratch, &newest).await.map_err(failed)?;
             }
             if state.scratch.commit_times.is_some() {
                 shared.keeper.commit_seen(end);
             }
-            state.pending.append(&mut state.scratch);
+            state.take_scratch(&view, most).await;
             state.last = end;
             state.prev = start;
         }
@@ -204,6 +248,7 @@ impl Owner {
 
     fn store_view(&self, layers: Option<Arc<crate::layer_map::LayerMap<crate::layer_read::Layer>>>) {
         let old = self.shared.view.load_full();
+        let changes_layers = layers.is_some();
         let view = Snapshot {
             timeline: old.timeline,
             pg: old.pg,
@@ -212,14 +257,37 @@ impl Owner {
             frozen: self.state.frozen.clone().into(),
             layers: layers.unwrap_or_else(|| Arc::clone(&old.layers)),
             ancestor: self.ancestor.clone(),
+            retention: Arc::clone(&self.retention),
         };
         self.shared.view.store(Arc::new(view));
+        if changes_layers {
+            self.shared.layers_version.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// Whether another layer from the tail would make reads too deep, and the tail has grown to one.
+    fn must_wait_for_compaction(&self) -> bool {
+        let l0s = self.shared.view.load().layers.l0().len() + self.state.frozen.len();
+        let is_full = self.state.open.size() >= self.freeze_at();
+        let too_deep = is_full && self.policy.max_l0.is_some_and(|most| l0s >= most);
+        self.shared.too_deep.store(too_deep, Ordering::Relaxed);
+        too_deep
+    }
+
+    /// Bytes at which the tail is frozen. Each layer costs a put of the whole index, so where that is large, layers are.
+    fn freeze_at(&self) -> usize {
+        let index = self.shared.index.counts.last_bytes.load(Ordering::Relaxed) as usize;
+        let wanted = self.freeze_bytes.load(Ordering::Relaxed);
+        wanted.max((index * LAYER_PER_INDEX).min(self.shared.budget.limit() / 8))
     }
 
     fn should_freeze(&self) -> bool {
         let size = self.state.open.size();
         let budget = &self.shared.budget;
-        size >= self.freeze_bytes.load(Ordering::Relaxed)
+        if self.must_wait_for_compaction() {
+            return false;
+        }
+        size >= self.freeze_at()
             || (size > 0
                 && self.shared.keeper.object_count() >= self.policy.max_wal_objects
                 && self.state.frozen.is_empty())

@@ -1,9 +1,9 @@
 //! Bringing a timeline back: from its index and the WAL objects above it, with nothing on the local disk.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use codec::wal::stream::WalDecoder;
 use codec::wal_object::{self, WalObjectError};
 use model::{Lsn, TenantShardId, TimelineId};
@@ -12,8 +12,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use super::chains::Chains;
 use super::flush::Flusher;
 use super::owner::{Owner, OwnerError, State};
+use super::reap::Reaper;
 use super::{Progress, Shared, Timeline, TimelineFacts, TimelinePolicy};
 use crate::as_of::ReadError;
 use crate::budget::TailBudget;
@@ -27,6 +29,7 @@ use crate::layer_map::LayerMap;
 use crate::layer_write::LayerStore;
 use crate::ports::{Bucket, BucketError};
 use crate::read::{Ancestor, Snapshot};
+use crate::retention::Retention;
 use crate::stored_wal::{StoredWal, list_wal, wal_path};
 use crate::tail::Tail;
 use crate::wal_keeper::{KeepWalError, WalKeeper, WalKeeperPlace};
@@ -102,22 +105,24 @@ impl Latest for Stored<'_> {
     }
 }
 
-/// Opens a timeline whose index was found: writes this owner's own index (naming the WAL objects it inherits), replays WAL, starts the tasks.
+/// Opens a timeline whose index was found: writes this owner's own index (naming the WAL objects it inherits), replays WAL, starts the tasks. `points` are
+/// what others read of it below its cutoff.
 pub async fn open(
     place: &TimelineSurroundings,
     index: Arc<IndexKeeper>,
     ancestor: Option<&Timeline>,
+    points: impl IntoIterator<Item = Lsn>,
 ) -> Result<(Timeline, TimelineTasks), OpenError> {
     let found = index.facts().await?;
     let facts = found.facts.clone();
     let (tenant_shard, timeline) = (facts.tenant_shard, facts.timeline);
-    let layer_store = LayerStore::new(
+    let layer_store = Arc::new(LayerStore::new(
         Arc::clone(&place.bucket),
         Arc::clone(&place.cache),
         place.claim.clone(),
         tenant_shard,
         timeline,
-    );
+    ));
     let layers = LayerMap::new(found.layers(&layer_store)?.into_iter().map(Arc::new));
     let all = list_wal(&*place.bucket, tenant_shard, timeline).await?;
     let run = contiguous_run(&found.wal, all, found.disk_consistent_lsn)?;
@@ -126,6 +131,7 @@ pub async fn open(
 
     let ancestor =
         ancestor.zip(facts.ancestor).map(|(parent, (_, lsn))| Ancestor { view: parent.view(), lsn });
+    let retention = Arc::new(Retention::new(found.gc_cutoff, points));
     let snapshot = Snapshot {
         timeline,
         pg: facts.pg,
@@ -134,6 +140,7 @@ pub async fn open(
         frozen: Arc::from([]),
         layers: Arc::new(layers),
         ancestor: ancestor.clone(),
+        retention: Arc::clone(&retention),
     };
     let ingest = Ingest::load(&Stored(&snapshot), facts.pg).await?;
     let (decoder, wal_start) =
@@ -146,6 +153,8 @@ pub async fn open(
     // Not bounded by the channel but by the owner, which lets at most `max_frozen` + 1 tails wait.
     let (to_flush, frozen) = mpsc::unbounded_channel();
     let (flush_done, flushed) = mpsc::unbounded_channel();
+    // Layers are dropped in places that cannot wait; there are as many as there were in the index.
+    let (retired, to_reap) = mpsc::unbounded_channel();
     let progress = Progress {
         last: found.disk_consistent_lsn,
         prev: found.prev_record_lsn.unwrap_or(Lsn::INVALID),
@@ -161,14 +170,19 @@ pub async fn open(
         wal: to_owner,
         requests: ask_owner,
         keeper: keeper.clone(),
+        layers: Arc::clone(&layer_store),
+        retired,
         index: Arc::clone(&index),
         budget: Arc::clone(&place.budget),
         stop: CancellationToken::new(),
         abandoned: AtomicBool::new(false),
+        compaction_trouble: ArcSwapOption::empty(),
+        layers_version: AtomicU64::new(0),
+        too_deep: AtomicBool::new(false),
+        source_time: AtomicI64::new(i64::MIN),
         closed: AtomicBool::new(false),
     });
-    let flusher =
-        Flusher { layers: Arc::new(layer_store), index, keeper: keeper.clone(), frozen, done: flush_done };
+    let flusher = Flusher { layers: layer_store, index, keeper: keeper.clone(), frozen, done: flush_done };
     let mut owner = Owner {
         shared: Arc::clone(&shared),
         policy: place.policy.clone(),
@@ -176,6 +190,7 @@ pub async fn open(
         decoder,
         ingest,
         ancestor,
+        retention,
         state: State {
             last: progress.last,
             prev: progress.prev,
@@ -185,6 +200,7 @@ pub async fn open(
             frozen: Vec::new(),
             pending: Changes::default(),
             scratch: Changes::default(),
+            chains: Chains::default(),
             checkpoints: Vec::new(),
             failed: false,
         },
@@ -208,6 +224,9 @@ pub async fn open(
         pg: shared.facts.pg,
         system_identifier: shared.facts.system_identifier,
     };
+    let reaper = Reaper { claim: place.claim.clone(), retired: to_reap };
+    let stop = shared.stop.clone();
+    tasks.spawn(async move { ("reaper", reaper.run(stop).await.map_err(|error| error.to_string())) });
     let stop = shared.stop.clone();
     tasks.spawn(async move {
         ("WAL keeper", keeper.run(keeper_place, stop).await.map_err(|error| error.to_string()))

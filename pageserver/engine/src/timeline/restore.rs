@@ -55,7 +55,7 @@ impl Timeline {
     /// The history of Postgres timelines up to `lsn`, as far back as this timeline knows.
     pub async fn postgres_history(&self, lsn: Lsn) -> Result<TimelineHistory, RestoreError> {
         let part = self.index().part().await;
-        let ours = part.palimpsest.ok_or(RestoreError::NoPostgres)?;
+        let ours = part.palimpsest.as_ref().ok_or(RestoreError::NoPostgres)?;
         let (first, later) = ours.tli_history.split_first().ok_or(RestoreError::NoPostgres)?;
         let mut history = TimelineHistory::first(first.tli);
         for start in later.iter().take_while(|start| start.from <= lsn) {
@@ -117,7 +117,7 @@ impl Timeline {
     /// forgotten: the Postgres that went on did not have it.
     pub async fn note_switch(&self, tli: Tli, from: Lsn, nonce: Option<&str>) -> Result<(), SwitchError> {
         let part = self.index().part().await;
-        let starts = part.palimpsest.map(|ours| ours.tli_history).unwrap_or_default();
+        let starts = part.palimpsest.as_ref().map(|ours| ours.tli_history.clone()).unwrap_or_default();
         let last = *starts.last().ok_or(SwitchError::NoPostgres)?;
         let ingested = self.settled().await?;
         let branched_at = self.facts().ancestor.map_or(Lsn::INVALID, |(_, lsn)| lsn);
@@ -161,7 +161,7 @@ impl Timeline {
 
     /// How it was archived, if it was.
     pub async fn archived(&self) -> Option<Archived> {
-        self.index().part().await.palimpsest.and_then(|ours| ours.archived)
+        self.index().part().await.palimpsest.as_ref().and_then(|ours| ours.archived.clone())
     }
 
     /// Archives it: nothing is received any more, all stays readable, `successor` goes on from `at`. That is on record before anything of the

@@ -12,12 +12,16 @@ use crate::metrics::registered;
 use crate::source::followers::Followers;
 
 const LABELS: [&str; 3] = ["tenant_id", "shard_id", "timeline_id"];
-const GAUGES: [(&str, &str); 8] = [
+const GAUGES: [(&str, &str); 12] = [
     ("pageserver_last_record_lsn", "End of the newest readable record"),
     ("pageserver_disk_consistent_lsn", "Up to where everything is in layers in the bucket"),
     ("pageserver_projected_remote_consistent_lsn", "The same"),
     ("pageserver_remote_physical_size", "Bytes of layers in the bucket"),
     ("pageserver_layer_count", "Layers"),
+    ("pageserver_applied_gc_cutoff_lsn", "Where history that is kept as a whole begins"),
+    ("palimpsest_l0_layers", "Layers straight from the tail, which every read may have to look into"),
+    ("palimpsest_ingest_waits", "1 while ingest waits for compaction, since reads would become too deep"),
+    ("palimpsest_compaction_failing", "1 while a part of the timeline cannot be compacted"),
     ("palimpsest_wal_received_lsn", "End of received WAL"),
     ("palimpsest_wal_flushed_lsn", "End of WAL that was reported to the source as safe"),
     ("palimpsest_tail_bytes", "Memory of changes that are not in layers yet"),
@@ -31,6 +35,7 @@ pub struct EngineMetrics {
     tail_used: IntGauge,
     tail_limit: IntGauge,
     cache: IntGaugeVec,
+    maintenance: IntGaugeVec,
 }
 
 impl EngineMetrics {
@@ -57,6 +62,11 @@ impl EngineMetrics {
             cache: gauges(
                 "palimpsest_chunk_cache",
                 "The chunk cache: what it holds, and what it did",
+                &["what"],
+            ),
+            maintenance: gauges(
+                "palimpsest_maintenance",
+                "Compaction and collection since the process began: jobs, failures, bytes, cutoffs moved, orphans",
                 &["what"],
             ),
         }
@@ -90,6 +100,10 @@ impl EngineMetrics {
                             info.remote_consistent_lsn.0,
                             info.remote_physical_size,
                             info.layers as u64,
+                            info.gc_cutoff_lsn.0,
+                            info.l0_layers as u64,
+                            u64::from(info.ingest_waits),
+                            u64::from(info.compaction_error.is_some()),
                             info.wal_received_lsn.0,
                             info.wal_flushed_lsn.0,
                             info.tail_bytes as u64,
@@ -110,6 +124,17 @@ impl EngineMetrics {
         self.followed.set(followers.count() as i64);
         self.tail_used.set(budget.used() as i64);
         self.tail_limit.set(budget.limit() as i64);
+        let counts = tenants.maintenance();
+        for (what, value) in [
+            ("jobs", &counts.jobs),
+            ("failures", &counts.failures),
+            ("written_bytes", &counts.written_bytes),
+            ("removed_bytes", &counts.removed_bytes),
+            ("cutoffs_moved", &counts.cutoffs),
+            ("orphans_deleted", &counts.orphans),
+        ] {
+            self.maintenance.with_label_values(&[what]).set(value.load(Ordering::Relaxed) as i64);
+        }
         for (what, value) in [
             ("memory_bytes", cache.memory_used() as u64),
             ("disk_bytes", cache.disk_used()),

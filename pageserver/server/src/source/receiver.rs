@@ -468,7 +468,8 @@ impl Receiver {
                     let received = self.target.received();
                     self.tell(received, end);
                 }
-                Event::Message(StreamMessage::Keepalive { end, reply, .. }) => {
+                Event::Message(StreamMessage::Keepalive { end, time, reply }) => {
+                    self.target.note_source_time(time);
                     self.tell(self.target.received(), end);
                     if reply {
                         self.answer(client, end).await?;

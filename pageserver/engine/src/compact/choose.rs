@@ -1,0 +1,476 @@
+//! What to do next with a timeline's layers. No clock, no I/O: from what there is and what is wanted to one job.
+//!
+//! The cost model, which `docs/architecture.md` tells in full: a byte of WAL is written once as WAL, once into an L0, once more when L0s are merged onto
+//! shelves. After that a stack of deltas is flattened by whichever is cheaper: merging those of like size (what is written is a logarithm of what is
+//! kept), or new images once the deltas above the old ones have several times their bytes. Below the cutoff, deltas are rewritten when what nobody can
+//! read any more has grown to a fraction of what can be read, so that a byte that stays is written again only after so many others have come.
+
+use std::collections::BTreeSet;
+
+use model::{Key, KeyRange, LayerName, Lsn, LsnRange};
+
+use super::shelf::{LayerFacts, Shelf, cuts, shelves, total};
+use crate::retention::{Retention, unneeded};
+
+/// What is wanted of layers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CompactionPolicy {
+    /// So many L0s are merged.
+    pub l0_merge: usize,
+    /// With so many L0s, ingest waits.
+    pub l0_limit: usize,
+    /// Deltas that may stand above an image, L0s excepted.
+    pub max_deltas: usize,
+    /// Images are made rather than deltas merged when those above the last images have so many times their bytes.
+    pub image_after: f64,
+    /// Bytes that nobody can read any more, as a fraction of those below the cutoff that can be read, at which they are collected.
+    pub garbage: f64,
+    /// Bytes below which nothing is worth a job.
+    pub little: u64,
+    /// Bytes of the layers that stand on one shelf.
+    pub shelf_bytes: u64,
+    /// Layers that are written are about so large.
+    pub layer_bytes: u64,
+    /// A job reads about so much at most.
+    pub job_bytes: u64,
+    /// A read redoes about so many changes at most.
+    pub chain: usize,
+}
+
+impl Default for CompactionPolicy {
+    fn default() -> Self {
+        CompactionPolicy {
+            l0_merge: 3,
+            l0_limit: 6,
+            max_deltas: 3,
+            image_after: 3.0,
+            garbage: 0.2,
+            little: 1 << 20,
+            shelf_bytes: 512 << 20,
+            layer_bytes: 128 << 20,
+            job_bytes: 2 << 30,
+            chain: 24,
+        }
+    }
+}
+
+/// What there is.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// Deltas straight from the tail, oldest first.
+    pub l0: Vec<LayerFacts>,
+    /// All other layers.
+    pub rest: Vec<LayerFacts>,
+    /// What can be read.
+    pub retention: Retention,
+    /// Whether history goes on in an ancestor below these layers.
+    pub is_branch: bool,
+}
+
+/// One job.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Choice {
+    /// Nothing is worth doing.
+    Rest,
+    /// These layers are needed by nobody.
+    Drop(Vec<LayerName>),
+    /// Deltas become fewer deltas of the same LSNs.
+    Merge {
+        /// Which.
+        inputs: Vec<LayerName>,
+        /// All their keys.
+        keys: KeyRange,
+        /// All their LSNs.
+        lsns: LsnRange,
+        /// Where the new ones are cut.
+        cuts: Vec<Key>,
+    },
+    /// New images of a range of keys.
+    Image {
+        /// What they are made of.
+        inputs: Vec<LayerName>,
+        /// Of which keys.
+        keys: KeyRange,
+        /// As of when.
+        at: Lsn,
+        /// Where they are cut.
+        cuts: Vec<Key>,
+    },
+    /// What only LSNs can tell that nobody can read goes.
+    Trim {
+        /// Layers that go; their place is taken by what is written.
+        inputs: Vec<LayerName>,
+        /// Image layers that stay, and are built upon.
+        base: Vec<LayerName>,
+        /// All their keys.
+        keys: KeyRange,
+        /// All their LSNs.
+        lsns: LsnRange,
+        /// Below and at this LSN only points are kept; above it, everything.
+        split: Lsn,
+        /// Whether the state as of the first point becomes images.
+        images: bool,
+        /// Where what is written is cut.
+        cuts: Vec<Key>,
+    },
+}
+
+/// Chooses a job. `avoid` are ranges of keys in which a job failed lately.
+pub fn choose(view: &View, policy: &CompactionPolicy, avoid: &[KeyRange]) -> Choice {
+    let shelves = shelves(&view.rest, policy.shelf_bytes);
+    let dropped: Vec<LayerName> = shelves
+        .iter()
+        .flat_map(|shelf| unneeded(&shelf.layers, &view.retention))
+        .map(|layer| layer.name.clone())
+        .collect();
+    if !dropped.is_empty() {
+        return Choice::Drop(dropped);
+    }
+    let is_clear =
+        |keys: &KeyRange| avoid.iter().all(|other| other.end <= keys.start || keys.end <= other.start);
+    let cut = cuts(&shelves, policy.shelf_bytes);
+    let mut jobs = Vec::new();
+    if is_clear(&Key::ALL) && (view.l0.len() >= policy.l0_merge || l0s_are_old(view, policy)) {
+        return merge_l0(view, policy, cut);
+    }
+    for shelf in shelves.iter().filter(|shelf| is_clear(&shelf.keys)) {
+        if let Some(job) = flatten(shelf, view, policy, &cut) {
+            jobs.push(job);
+        } else if let Some(job) = trim(shelf, view, policy, &cut) {
+            jobs.push(job);
+        }
+    }
+    // What makes reads deep comes first, then what frees most for what it costs.
+    jobs.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+    jobs.into_iter().next().map_or(Choice::Rest, |(_, job)| job)
+}
+
+/// What readers may have to visit at most: L0s, the deepest stack of deltas, and its image.
+pub fn depth(view: &View, policy: &CompactionPolicy) -> usize {
+    let stack = shelves(&view.rest, policy.shelf_bytes).iter().map(|shelf| stack_height(shelf) + 1).max();
+    view.l0.len() + stack.unwrap_or(0)
+}
+
+fn union<'a>(layers: impl IntoIterator<Item = &'a LayerName>) -> Option<(KeyRange, LsnRange)> {
+    layers.into_iter().map(|name| (name.keys().clone(), name.lsns())).reduce(
+        |(keys, lsns), (more_keys, more)| {
+            (
+                keys.start.min(more_keys.start)..keys.end.max(more_keys.end),
+                lsns.start.min(more.start)..lsns.end.max(more.end),
+            )
+        },
+    )
+}
+
+fn names(layers: &[&LayerFacts]) -> Vec<LayerName> {
+    layers.iter().map(|layer| layer.name.clone()).collect()
+}
+
+/// A timeline that nobody writes to has its last L0s below the cutoff for good: they are merged when they hold much beside all else.
+fn l0s_are_old(view: &View, policy: &CompactionPolicy) -> bool {
+    let is_old = |layer: &&LayerFacts| layer.name.lsns().end.0 <= view.retention.cutoff.0 + 1;
+    let old = total(view.l0.iter().filter(is_old));
+    old > policy.little && old as f64 > policy.garbage * total(&view.rest) as f64
+}
+
+fn merge_l0(view: &View, policy: &CompactionPolicy, cuts: Vec<Key>) -> Choice {
+    let mut inputs: Vec<&LayerFacts> = Vec::new();
+    let mut bytes = 0;
+    for layer in &view.l0 {
+        let joins = inputs.last().is_none_or(|last| last.name.lsns().end == layer.name.lsns().start);
+        if !joins || (!inputs.is_empty() && bytes + layer.size > policy.job_bytes) {
+            break;
+        }
+        bytes += layer.size;
+        inputs.push(layer);
+    }
+    let Some((_, lsns)) = union(inputs.iter().map(|layer| &layer.name)) else { return Choice::Rest };
+    Choice::Merge { inputs: names(&inputs), keys: Key::ALL, lsns, cuts }
+}
+
+/// The most deltas that stand above the newest image of any key.
+fn stack_height(shelf: &Shelf) -> usize {
+    let deltas = shelf.deltas();
+    let mut edges: Vec<Key> = shelf.layers.iter().map(|layer| layer.name.keys().start).collect();
+    edges.sort_unstable();
+    edges.dedup();
+    let height = |key: Key| {
+        let image = shelf
+            .layers
+            .iter()
+            .filter(|layer| !layer.name.is_delta() && layer.name.keys().contains(&key))
+            .map(|layer| layer.name.lsns().start)
+            .max();
+        let above = |layer: &&&LayerFacts| image.is_none_or(|image| layer.name.lsns().end.0 > image.0 + 1);
+        deltas.iter().filter(above).filter(|layer| layer.name.keys().contains(&key)).count()
+    };
+    // Heights only change where a layer begins or ends, and are highest at a beginning.
+    edges.into_iter().map(height).max().unwrap_or(0)
+}
+
+type Job = (f64, Choice);
+
+/// A shelf on which reads go too deep.
+fn flatten(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key]) -> Option<Job> {
+    let deltas = shelf.deltas();
+    if deltas.len() <= policy.max_deltas {
+        return None;
+    }
+    let height = stack_height(shelf);
+    if height <= policy.max_deltas {
+        return None;
+    }
+    let urgency = 1e6 + height as f64;
+    let images = shelf.newest_images(Lsn::MAX);
+    let oldest_image = images.iter().map(|layer| layer.name.lsns().start).min();
+    let above: Vec<&LayerFacts> = deltas
+        .iter()
+        .copied()
+        .filter(|layer| oldest_image.is_none_or(|image| layer.name.lsns().end.0 > image.0 + 1))
+        .collect();
+    let image_bytes = total(images.iter().copied());
+    let worth_images = total(above.iter().copied()) as f64 >= policy.image_after * image_bytes as f64;
+    if !view.is_branch && !images.is_empty() && worth_images {
+        let at = Lsn(deltas[0].name.lsns().end.0 - 1);
+        let inputs: Vec<&LayerFacts> = above.into_iter().chain(images).collect();
+        let image =
+            Choice::Image { inputs: names(&inputs), keys: shelf.keys.clone(), at, cuts: cuts.to_vec() };
+        return Some((urgency, image));
+    }
+    Some((urgency, merge(&above, cuts)?))
+}
+
+/// Merges the newest deltas of like size: each at most twice what is above it, but two at least.
+fn merge(newest_first: &[&LayerFacts], cuts: &[Key]) -> Option<Choice> {
+    // What was written together is one step of the stack.
+    let mut steps: Vec<Vec<&LayerFacts>> = Vec::new();
+    for layer in newest_first {
+        let lsns = layer.name.lsns();
+        let reached = steps.last().and_then(|step| step.iter().map(|other| other.name.lsns().start).min());
+        match steps.last_mut() {
+            Some(step) if reached.is_some_and(|start| lsns.end > start) => step.push(layer),
+            _ => steps.push(vec![layer]),
+        }
+    }
+    let mut inputs: Vec<&LayerFacts> = Vec::new();
+    for (at, step) in steps.iter().enumerate() {
+        if at >= 2 && total(step.iter().copied()) > 2 * total(inputs.iter().copied()) {
+            break;
+        }
+        inputs.extend(step);
+    }
+    let (keys, lsns) = union(inputs.iter().map(|layer| &layer.name))?;
+    (steps.len() > 1).then(|| Choice::Merge { inputs: names(&inputs), keys, lsns, cuts: cuts.to_vec() })
+}
+
+/// A shelf on which much can be collected.
+fn trim(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key]) -> Option<Job> {
+    let retention = &view.retention;
+    let split = split_at(shelf, retention.cutoff)?;
+    let points = retention.points_to(split);
+    // Of a delta that reaches above the split a part is below it.
+    let below = |layer: &LayerFacts| {
+        let lsns = layer.name.lsns();
+        let share = (split.0 + 1).saturating_sub(lsns.start.0) as f64 / (lsns.end.0 - lsns.start.0) as f64;
+        (layer.size as f64 * share.min(1.0)) as u64
+    };
+    let deltas: Vec<&LayerFacts> =
+        shelf.deltas().into_iter().filter(|layer| layer.name.lsns().start <= split).collect();
+    let is_trimmed = |layer: &LayerFacts| {
+        let still_read = |point: &Lsn| *point >= split || retention.keeps(*point);
+        // The last of its points is where the cutoff was then; later ones took over from it.
+        layer.trimmed_for.as_ref().is_some_and(|points| points.iter().rev().skip(1).all(still_read))
+    };
+    let (trimmed, fresh): (Vec<&LayerFacts>, Vec<&LayerFacts>) =
+        deltas.iter().partition(|layer| is_trimmed(layer));
+    let garbage: u64 = fresh.iter().map(|layer| below(layer)).sum();
+    let trimmed = total(trimmed);
+    let first = points.first().copied().unwrap_or(split).min(split);
+    let images = shelf.newest_images(first);
+    let readable = total(images.iter().copied());
+    if garbage <= policy.little || (garbage as f64) < policy.garbage * (readable + trimmed) as f64 {
+        return None;
+    }
+    // Images made long before the first point are half forgotten when much was written above them.
+    let forgotten = trimmed as f64 >= policy.garbage * readable as f64 || garbage as f64 >= readable as f64;
+    let stale = images.iter().any(|image| image.name.lsns().start < first);
+    let new_images = !view.is_branch && !images.is_empty() && stale && forgotten;
+    let older = |layer: &&LayerFacts| !layer.name.is_delta() && layer.name.lsns().start <= split;
+    let all_images: Vec<&LayerFacts> = shelf.layers.iter().filter(older).collect();
+    let (inputs, base): (Vec<&LayerFacts>, Vec<&LayerFacts>) = if new_images {
+        (deltas.into_iter().chain(all_images).collect(), Vec::new())
+    } else {
+        // What stays is what the first point reads; images above it are a state that the deltas tell as well.
+        let (base, later): (Vec<_>, Vec<_>) =
+            all_images.into_iter().partition(|image| images.contains(image));
+        (
+            deltas
+                .into_iter()
+                .chain(later.into_iter().filter(|image| image.name.lsns().start > first))
+                .collect(),
+            base,
+        )
+    };
+    let (_, lsns) = union(inputs.iter().map(|layer| &layer.name).filter(|name| name.is_delta()))?;
+    let gain = garbage as f64 / (readable + trimmed + garbage) as f64;
+    let keys = shelf.keys.clone();
+    let (inputs, base) = (names(&inputs), names(&base));
+    Some((gain, Choice::Trim { inputs, base, keys, lsns, split, images: new_images, cuts: cuts.to_vec() }))
+}
+
+/// Up to where a shelf's history is trimmed: the highest LSN up to the cutoff that no delta reaches across, if that leaves little; else the cutoff.
+fn split_at(shelf: &Shelf, cutoff: Lsn) -> Option<Lsn> {
+    let spans: Vec<LsnRange> = shelf.deltas().iter().map(|layer| layer.name.lsns()).collect();
+    let lowest = spans.iter().map(|lsns| lsns.start).min().filter(|start| *start <= cutoff)?;
+    let ends: BTreeSet<Lsn> =
+        spans.iter().map(|lsns| Lsn(lsns.end.0 - 1)).filter(|end| *end <= cutoff).collect();
+    let is_clean = |end: &Lsn| spans.iter().all(|lsns| lsns.start > *end || lsns.end.0 - 1 <= end.0);
+    let clean = ends.into_iter().rev().find(is_clean);
+    // A merged delta may reach over the cutoff for long; half of what could go is worth cutting it in two.
+    let reach = cutoff.since(lowest);
+    let is_crossed = spans.iter().any(|lsns| lsns.start <= cutoff && lsns.end.0 - 1 > cutoff.0);
+    match clean {
+        Some(end) if !is_crossed || cutoff.since(end) * 2 <= reach => Some(end),
+        _ => Some(cutoff),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(number: u32) -> Key {
+        Key { field6: number, ..Key::MIN }
+    }
+
+    fn facts(name: LayerName, size: u64) -> LayerFacts {
+        LayerFacts { name, size, trimmed_for: None }
+    }
+
+    fn image(keys: std::ops::Range<u32>, lsn: u64, size: u64) -> LayerFacts {
+        facts(LayerName::Image { keys: key(keys.start)..key(keys.end), lsn: Lsn(lsn) }, size)
+    }
+
+    fn delta(keys: std::ops::Range<u32>, lsns: std::ops::Range<u64>, size: u64) -> LayerFacts {
+        let lsns = Lsn(lsns.start)..Lsn(lsns.end);
+        facts(LayerName::Delta { keys: key(keys.start)..key(keys.end), lsns }, size)
+    }
+
+    fn l0(lsns: std::ops::Range<u64>, size: u64) -> LayerFacts {
+        facts(LayerName::Delta { keys: Key::ALL, lsns: Lsn(lsns.start)..Lsn(lsns.end) }, size)
+    }
+
+    fn policy() -> CompactionPolicy {
+        CompactionPolicy {
+            little: 0,
+            shelf_bytes: 100,
+            layer_bytes: 50,
+            job_bytes: 1_000,
+            ..CompactionPolicy::default()
+        }
+    }
+
+    fn view(l0: Vec<LayerFacts>, rest: Vec<LayerFacts>, cutoff: u64, points: &[u64]) -> View {
+        let retention = Retention::new(Lsn(cutoff), points.iter().copied().map(Lsn));
+        View { l0, rest, retention, is_branch: false }
+    }
+
+    fn base() -> Vec<LayerFacts> {
+        vec![image(0..9, 10, 100), image(9..20, 10, 100)]
+    }
+
+    #[test]
+    fn nothing_is_done_while_reads_are_shallow_and_little_can_go() {
+        let rest = [base(), vec![delta(0..20, 11..31, 30)]].concat();
+        let quiet = view(vec![l0(31..41, 9), l0(41..51, 9)], rest, 10, &[]);
+        assert_eq!(choose(&quiet, &policy(), &[]), Choice::Rest);
+        assert_eq!(depth(&quiet, &policy()), 4);
+    }
+
+    #[test]
+    fn l0s_are_merged_oldest_first_and_cut_where_shelves_meet() {
+        let l0s = vec![l0(11..21, 600), l0(21..31, 300), l0(31..41, 600)];
+        let Choice::Merge { inputs, lsns, cuts, .. } = choose(&view(l0s, base(), 10, &[]), &policy(), &[])
+        else {
+            panic!("no merge");
+        };
+        assert_eq!((inputs.len(), lsns, cuts), (2, Lsn(11)..Lsn(31), vec![key(9)]));
+    }
+
+    #[test]
+    fn a_deep_stack_is_merged_while_it_is_small_beside_its_images_and_imaged_when_it_is_not() {
+        let stack = |sizes: [u64; 4]| {
+            let delta = |(n, size): (usize, &u64)| delta(0..9, 11 + n as u64 * 10..21 + n as u64 * 10, *size);
+            sizes.iter().enumerate().map(delta).collect::<Vec<_>>()
+        };
+        let choice = |sizes| choose(&view(vec![], [base(), stack(sizes)].concat(), 10, &[]), &policy(), &[]);
+        let Choice::Merge { inputs, lsns, keys, .. } = choice([150, 40, 20, 10]) else { panic!("no merge") };
+        assert_eq!((inputs.len(), lsns, keys), (3, Lsn(21)..Lsn(51), key(0)..key(9)));
+        let Choice::Merge { inputs, .. } = choice([90, 5, 20, 10]) else { panic!("no merge") };
+        assert_eq!(inputs.len(), 3);
+        let Choice::Image { at, keys, inputs, .. } = choice([200, 80, 20, 10]) else { panic!("no images") };
+        assert_eq!((at, keys, inputs.len()), (Lsn(50), key(0)..key(9), 5));
+    }
+
+    #[test]
+    fn what_images_took_over_is_dropped_when_the_cutoff_has_passed_them() {
+        let rest = [base(), vec![delta(0..9, 11..21, 30), image(0..9, 20, 100)]].concat();
+        assert_eq!(choose(&view(vec![], rest.clone(), 12, &[]), &policy(), &[]), Choice::Rest);
+        let Choice::Drop(dropped) = choose(&view(vec![], rest.clone(), 20, &[]), &policy(), &[]) else {
+            panic!("nothing dropped");
+        };
+        assert_eq!(dropped, [rest[0].name.clone(), rest[2].name.clone()]);
+    }
+
+    #[test]
+    fn garbage_is_collected_when_there_is_enough_of_it_and_images_are_made_anew_when_they_are_half_forgotten()
+    {
+        let with = |deltas: Vec<LayerFacts>| [base(), deltas].concat();
+        let choice = |deltas, cutoff, points: &[u64]| {
+            choose(&view(vec![], with(deltas), cutoff, points), &policy(), &[])
+        };
+        assert_eq!(choice(vec![delta(0..9, 11..21, 10)], 30, &[]), Choice::Rest);
+        let Choice::Trim { inputs, base, split, images, lsns, .. } =
+            choice(vec![delta(0..9, 11..21, 30)], 30, &[])
+        else {
+            panic!("nothing trimmed");
+        };
+        assert_eq!((inputs.len(), base.len(), split, images, lsns), (1, 1, Lsn(20), false, Lsn(11)..Lsn(21)));
+        let trimmed = LayerFacts { trimmed_for: Some(vec![Lsn(20)]), ..delta(0..9, 11..21, 30) };
+        assert_eq!(choice(vec![trimmed.clone()], 30, &[]), Choice::Rest, "once is enough");
+        let Choice::Trim { images, inputs, .. } = choice(vec![trimmed, delta(0..9, 21..31, 30)], 30, &[])
+        else {
+            panic!("nothing trimmed");
+        };
+        assert_eq!((images, inputs.len()), (true, 3));
+    }
+
+    #[test]
+    fn a_point_that_is_gone_makes_garbage_of_what_was_kept_for_it() {
+        let kept = LayerFacts { trimmed_for: Some(vec![Lsn(15), Lsn(20)]), ..delta(0..9, 11..21, 30) };
+        let rest = [base(), vec![kept]].concat();
+        assert_eq!(choose(&view(vec![], rest.clone(), 30, &[15]), &policy(), &[]), Choice::Rest);
+        assert!(matches!(choose(&view(vec![], rest, 30, &[]), &policy(), &[]), Choice::Trim { .. }));
+    }
+
+    #[test]
+    fn a_delta_that_reaches_far_over_the_cutoff_is_cut_in_two() {
+        let rest = [base(), vec![delta(0..9, 11..1_000, 200)]].concat();
+        let Choice::Trim { split, lsns, .. } = choose(&view(vec![], rest, 800, &[]), &policy(), &[]) else {
+            panic!("nothing trimmed");
+        };
+        assert_eq!((split, lsns), (Lsn(800), Lsn(11)..Lsn(1_000)));
+    }
+
+    #[test]
+    fn a_range_in_which_a_job_failed_is_left_alone_and_others_go_on() {
+        let rest = [base(), vec![delta(0..9, 11..21, 60), delta(9..20, 11..21, 50)]].concat();
+        let both = view(vec![], rest, 30, &[]);
+        let Choice::Trim { keys, .. } = choose(&both, &policy(), &[]) else { panic!("nothing trimmed") };
+        let Choice::Trim { keys: other, .. } = choose(&both, &policy(), &[keys.clone()]) else {
+            panic!("all avoided")
+        };
+        assert_ne!(keys, other);
+        assert_eq!(choose(&both, &policy(), &[keys, other]), Choice::Rest);
+    }
+}

@@ -1,0 +1,167 @@
+//! What a job writes, cut into layers.
+
+use codec::index_part::LayerMetadata;
+use codec::value::{Change, Value};
+use model::key::KeyKind;
+use model::{Key, KeyRange, LayerName, Lsn, LsnRange, PgTimestamp, SlruKind};
+
+use crate::index_keeper::metadata_of;
+use crate::layer_read::Layer;
+use crate::layer_write::{DeltaFile, ImageFile, LayerStore, WriteLayerError, WrittenLayer};
+
+/// A layer that a job wrote.
+pub struct Piece {
+    /// To read it.
+    pub layer: Layer,
+    /// Its name.
+    pub name: LayerName,
+    /// What an index says of it.
+    pub metadata: LayerMetadata,
+}
+
+/// Where pieces end.
+pub struct Cutter {
+    /// The next one last.
+    cuts: Vec<Key>,
+    bytes: u64,
+    last: Option<Key>,
+}
+
+impl Cutter {
+    /// Always at these keys, and otherwise after about so many bytes, where one relation follows another if it can be.
+    pub fn new(mut cuts: Vec<Key>, bytes: u64) -> Cutter {
+        cuts.sort_unstable_by_key(|cut| std::cmp::Reverse(*cut));
+        Cutter { cuts, bytes, last: None }
+    }
+
+    /// Where a piece that has grown to `size` ends before `key`, if it does.
+    pub fn end_before(&mut self, key: Key, size: u64) -> Option<Key> {
+        let mut crossed = None;
+        while let Some(cut) = self.cuts.pop_if(|cut| *cut <= key) {
+            crossed = crossed.or(self.last.map(|_| cut));
+        }
+        let relation = |key: Key| (key.field1, key.field2, key.field3, key.field4);
+        let is_other = self.last.is_some_and(|last| relation(last) != relation(key));
+        self.last = Some(key);
+        let is_full = size >= self.bytes + self.bytes / 2 || (is_other && size >= self.bytes);
+        crossed.or(is_full.then_some(key))
+    }
+}
+
+/// Deltas of one stretch of LSNs.
+pub struct Deltas {
+    lsns: LsnRange,
+    trimmed_for: Option<Vec<Lsn>>,
+    open: Option<DeltaFile>,
+    commits: Option<(PgTimestamp, PgTimestamp)>,
+}
+
+impl Deltas {
+    /// Of these LSNs; where they were trimmed, for which points.
+    pub fn new(lsns: LsnRange, trimmed_for: Option<Vec<Lsn>>) -> Deltas {
+        Deltas { lsns, trimmed_for, open: None, commits: None }
+    }
+
+    /// Bytes of the piece that is being written.
+    pub fn size(&self) -> u64 {
+        self.open.as_ref().map_or(0, DeltaFile::size)
+    }
+
+    /// Adds a version.
+    pub fn push(
+        &mut self,
+        store: &LayerStore,
+        key: Key,
+        lsn: Lsn,
+        will_init: bool,
+        value: &[u8],
+    ) -> Result<(), WriteLayerError> {
+        let file = match &mut self.open {
+            Some(file) => file,
+            none => none.insert(store.begin_delta()?),
+        };
+        if let Some(time) = commit_time(key, value) {
+            let (oldest, newest) = self.commits.unwrap_or((time, time));
+            self.commits = Some((oldest.min(time), newest.max(time)));
+        }
+        file.push(key, lsn, will_init, value)
+    }
+
+    /// Ends the piece that is being written, if there is one.
+    pub async fn cut(&mut self, store: &LayerStore) -> Result<Option<Piece>, WriteLayerError> {
+        let Some(file) = self.open.take() else { return Ok(None) };
+        let (first, last) = file.keys().expect("a piece is begun with a version");
+        let name = LayerName::Delta { keys: first..last.next(), lsns: self.lsns.clone() };
+        let name = store.unused_name(name.clone(), false).ok_or(WriteLayerError::NameUsed(name))?;
+        let commits = self.commits.take();
+        let written = store.finish_delta(file, name, commits).await?;
+        let mut piece = piece(store, written, commits);
+        if let Some(details) = &mut piece.metadata.palimpsest {
+            details.trimmed_for.clone_from(&self.trimmed_for);
+        }
+        Ok(Some(piece))
+    }
+}
+
+/// The time of a commit that a version notes.
+fn commit_time(key: Key, value: &[u8]) -> Option<PgTimestamp> {
+    if !matches!(key.kind(), Some(KeyKind::SlruPage { slru: SlruKind::Clog, .. })) {
+        return None;
+    }
+    match Value::decode(value) {
+        Ok(Value::Change(Change::Committed { time, .. })) => Some(time),
+        Ok(Value::Image(page)) => redo::slru::last_commit(page),
+        _ => None,
+    }
+}
+
+/// Images as of one LSN, which together cover all keys of a range.
+pub struct Images {
+    lsn: Lsn,
+    from: Key,
+    to: Key,
+    /// Nobody reads anything below their LSN.
+    is_lowest: bool,
+    open: Option<ImageFile>,
+}
+
+impl Images {
+    /// Of these keys; `is_lowest` when nobody reads anything below their LSN.
+    pub fn new(keys: &KeyRange, lsn: Lsn, is_lowest: bool) -> Images {
+        Images { lsn, from: keys.start, to: keys.end, is_lowest, open: None }
+    }
+
+    /// Bytes of the piece that is being written.
+    pub fn size(&self) -> u64 {
+        self.open.as_ref().map_or(0, ImageFile::size)
+    }
+
+    /// Adds a value.
+    pub fn push(&mut self, store: &LayerStore, key: Key, value: &[u8]) -> Result<(), WriteLayerError> {
+        let file = match &mut self.open {
+            Some(file) => file,
+            none => none.insert(store.begin_image()?),
+        };
+        file.push(key, value)
+    }
+
+    /// Ends the piece that is being written just below `key`, where another begins, or at the end of the range.
+    pub async fn cut(
+        &mut self,
+        store: &LayerStore,
+        key: Option<Key>,
+    ) -> Result<Option<Piece>, WriteLayerError> {
+        let Some(file) = self.open.take() else { return Ok(None) };
+        let end = key.unwrap_or(self.to);
+        let name = LayerName::Image { keys: self.from..end, lsn: self.lsn };
+        let name = store.unused_name(name.clone(), self.is_lowest).ok_or(WriteLayerError::NameUsed(name))?;
+        let written = store.finish_image(file, name).await?;
+        self.from = end;
+        Ok(Some(piece(store, written, None)))
+    }
+}
+
+fn piece(store: &LayerStore, written: WrittenLayer, commits: Option<(PgTimestamp, PgTimestamp)>) -> Piece {
+    let metadata = metadata_of(&written, store.claim(), commits);
+    Piece { name: written.finished.name.clone(), layer: written.layer, metadata }
+}

@@ -1,0 +1,357 @@
+//! Compaction and collection over a whole timeline: whatever is merged, imaged, trimmed or dropped, what can be read reads as before.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use codec::checkpoint::CheckPoint;
+use codec::control::{catalog_version, format_version};
+use codec::index_part::{IndexPart, TimelineMetadata, Unknown};
+use codec::page::{Page, ZERO_PAGE};
+use codec::wal::build::{BlockDraft, RecordDraft, WalBuilder};
+use engine::as_of::ReadError;
+use engine::bucket::MemoryBucket;
+use engine::budget::TailBudget;
+use engine::chunk_cache::{CacheLimits, ChunkCache};
+use engine::claim::Claim;
+use engine::collect::KeepHistory;
+use engine::compact::CompactionPolicy;
+use engine::index_keeper::{IndexKeeper, metadata_of, vanilla_extension};
+use engine::layer_write::LayerStore;
+use engine::object_path::{ObjectPath, timeline_prefix};
+use engine::ports::{Bucket, ListRequest};
+use engine::tenant::{BranchPoint, Maintenance, Tenants};
+use engine::timeline::{Timeline, TimelinePolicy};
+use engine::wal_keeper::WalKeeping;
+use model::{
+    Fork, Key, LayerName, LayerObjectName, Lsn, PgMajor, RelTag, RmgrId, TenantShardId, TimelineId, Tli,
+    WalSegmentSize,
+};
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+
+const PG: PgMajor = PgMajor::V17;
+const SYSTEM: u64 = 7_000_000_000_000_000_001;
+const BASE: Lsn = Lsn(0x0200_0028);
+const BLOCKS: u32 = 40;
+
+fn tenant() -> TenantShardId {
+    "00112233445566778899aabbccddeeff".parse().unwrap()
+}
+
+fn main_timeline() -> TimelineId {
+    "ffeeddccbbaa99887766554433221100".parse().unwrap()
+}
+
+fn rel(number: u32) -> RelTag {
+    RelTag { spc: 1663, db: 5, rel: 16_384 + number, fork: Fork::Main }
+}
+
+fn control_file() -> Vec<u8> {
+    let mut out = vec![0; 8192];
+    let mut put = |at: usize, bytes: &[u8]| out[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &SYSTEM.to_le_bytes());
+    put(8, &format_version(PG).to_le_bytes());
+    put(12, &catalog_version(PG).to_le_bytes());
+    put(16, &6u32.to_le_bytes());
+    put(204, &8u32.to_le_bytes());
+    put(208, &1_234_567.0f64.to_le_bytes());
+    put(216, &8192u32.to_le_bytes());
+    put(220, &131_072u32.to_le_bytes());
+    put(224, &8192u32.to_le_bytes());
+    put(228, &(16u32 << 20).to_le_bytes());
+    let crc = crc32c::crc32c(&out[..288]);
+    out[288..292].copy_from_slice(&crc.to_le_bytes());
+    out
+}
+
+fn checkpoint() -> [u8; codec::checkpoint::CHECKPOINT_SIZE] {
+    let zero = CheckPoint::decode(PG, &[0; 88]).unwrap();
+    CheckPoint {
+        redo: BASE,
+        tli: Tli(1),
+        prev_tli: Tli(1),
+        next_xid: 1000,
+        next_oid: 20_000,
+        next_multi: 1,
+        oldest_xid: 3,
+        oldest_multi: 1,
+        ..zero
+    }
+    .encode(PG)
+}
+
+/// A timeline with nothing in it but counters.
+async fn make(bucket: &Arc<dyn Bucket>) {
+    let claim = Claim::take(bucket.clone(), tenant()).await.unwrap();
+    let disk = tempfile::tempdir().unwrap();
+    let cache = ChunkCache::new(bucket.clone(), &disk.path().join("cache"), CacheLimits::default()).unwrap();
+    let store = LayerStore::new(bucket.clone(), cache, claim.clone(), tenant(), main_timeline());
+    let mut image = store.begin_image().unwrap();
+    let clog = Key::slru_page(model::SlruKind::Clog, 0, 0);
+    let mut entries = vec![
+        (Key::CHECKPOINT, checkpoint().to_vec()),
+        (Key::CONTROL_FILE, control_file()),
+        (clog, ZERO_PAGE.to_vec()),
+        (Key::slru_size(model::SlruKind::Clog, 0), 1u32.to_le_bytes().to_vec()),
+    ];
+    entries.sort_by_key(|(key, _)| *key);
+    entries.iter().for_each(|(key, value)| image.push(*key, value).unwrap());
+    let written = store.finish_image(image, LayerName::Image { keys: Key::ALL, lsn: BASE }).await.unwrap();
+    let metadata = TimelineMetadata {
+        disk_consistent_lsn: BASE,
+        prev_record_lsn: None,
+        ancestor_timeline: None,
+        ancestor_lsn: Lsn(0),
+        latest_gc_cutoff_lsn: BASE,
+        initdb_lsn: BASE,
+        pg_version: PG,
+        unknown: Unknown::new(),
+    };
+    let mut extension = vanilla_extension(SYSTEM, WalSegmentSize::DEFAULT, false, Tli(1), BASE);
+    extension.readable_from = BASE;
+    let mut part = IndexPart::new(metadata, Some(extension));
+    part.layer_metadata.insert(written.finished.name.clone(), metadata_of(&written, &claim, None));
+    IndexKeeper::create(claim, main_timeline(), part).await.unwrap();
+}
+
+struct Server {
+    tenants: Tenants,
+    _disk: tempfile::TempDir,
+}
+
+impl Server {
+    async fn start(bucket: &Arc<dyn Bucket>) -> Server {
+        let disk = tempfile::tempdir().unwrap();
+        let cache =
+            ChunkCache::new(bucket.clone(), &disk.path().join("cache"), CacheLimits::default()).unwrap();
+        let never = Duration::from_hours(1);
+        let wal = WalKeeping {
+            seal_age: never,
+            idle_seal_age: never,
+            validate_every: never,
+            ..WalKeeping::default()
+        };
+        let policy = TimelinePolicy { wal, ..TimelinePolicy::default() };
+        let tenants = Tenants::new(bucket.clone(), cache, Arc::new(TailBudget::new(64 << 20)), policy);
+        tenants.attach_all().await.unwrap();
+        Server { tenants, _disk: disk }
+    }
+
+    fn timeline(&self, id: TimelineId) -> Timeline {
+        self.tenants.timeline(tenant().tenant, id).unwrap()
+    }
+
+    async fn maintain(&self, id: TimelineId, settings: &Maintenance) -> Vec<&'static str> {
+        let here = self.tenants.tenant(tenant().tenant).unwrap();
+        let done =
+            self.tenants.maintain_now(&here, &self.timeline(id), settings, SystemTime::now()).await.unwrap();
+        done.iter().map(|job| job.kind).collect()
+    }
+
+    async fn stop(self) {
+        self.tenants.shut_down(Duration::from_secs(10)).await;
+    }
+}
+
+/// What a page is filled with: changes of one timeline, in order.
+type Pages = BTreeMap<(u32, u32), Vec<(Lsn, u64)>>;
+
+/// One line of history, and what must be read from it.
+#[derive(Clone)]
+struct History {
+    id: TimelineId,
+    wal: WalBuilder,
+    fed: Lsn,
+    pages: Pages,
+    ends: Vec<Lsn>,
+    xid: u32,
+}
+
+fn page_of(number: u64) -> Box<Page> {
+    let mut page = Box::new(ZERO_PAGE);
+    page[12..20].copy_from_slice(&[24, 0, 0, 32, 0, 32, 4, 32]);
+    page[8_000..8_008].copy_from_slice(&number.to_le_bytes());
+    page
+}
+
+impl History {
+    fn new() -> History {
+        let wal = WalBuilder::new(PG, WalSegmentSize::DEFAULT, SYSTEM, Tli(1), BASE, Lsn(0));
+        History { id: main_timeline(), fed: BASE, wal, pages: BTreeMap::new(), ends: vec![], xid: 1_000 }
+    }
+
+    fn write(&mut self, rel_number: u32, block: u32, number: u64) {
+        let image = Some((page_of(number), true));
+        let block_draft =
+            BlockDraft { id: 0, rel: rel(rel_number), block, will_init: false, image, data: vec![] };
+        let draft = RecordDraft { blocks: vec![block_draft], ..RecordDraft::new(RmgrId::XLOG, 0xB0, vec![]) };
+        let (_, end) = self.wal.push(&draft);
+        self.pages.entry((rel_number, block)).or_default().push((end, number));
+        self.ends.push(end);
+    }
+
+    fn commit(&mut self, time: i64) {
+        let draft =
+            RecordDraft { xid: self.xid, ..RecordDraft::new(RmgrId::XACT, 0, time.to_le_bytes().to_vec()) };
+        self.xid += 1;
+        let (_, end) = self.wal.push(&draft);
+        self.ends.push(end);
+    }
+
+    async fn feed(&mut self, timeline: &Timeline) {
+        let end = self.wal.end();
+        let from = self.fed.since(self.wal.base()) as usize;
+        let to = end.since(self.wal.base()) as usize;
+        let bytes = Bytes::copy_from_slice(&self.wal.bytes()[from..to]);
+        timeline.append_wal(self.fed, Tli(1), bytes).await.unwrap();
+        timeline.wait_for(*self.ends.last().unwrap(), Duration::from_secs(10)).await.unwrap();
+        self.fed = end;
+    }
+
+    /// Compares everything with the timeline as of these LSNs.
+    async fn check(&self, timeline: &Timeline, at: impl IntoIterator<Item = Lsn>) {
+        for lsn in at {
+            let mut sizes: BTreeMap<u32, u32> = BTreeMap::new();
+            for ((rel_number, block), versions) in &self.pages {
+                let seen = versions.iter().rev().find(|(end, _)| *end <= lsn);
+                let Some((end, number)) = seen else { continue };
+                let size = sizes.entry(*rel_number).or_default();
+                *size = (*size).max(block + 1);
+                let page = timeline.page(rel(*rel_number), *block, lsn).await.unwrap_or_else(|error| {
+                    panic!(
+                        "{} block {block} of {rel_number} at {lsn}: {}",
+                        timeline.id(),
+                        engine::error_story::error_story(&error)
+                    )
+                });
+                let found = u64::from_le_bytes(page[8_000..8_008].try_into().unwrap());
+                assert_eq!(found, *number, "block {block} of {rel_number} at {lsn}, written at {end}");
+            }
+            for (rel_number, size) in sizes {
+                assert_eq!(
+                    timeline.rel_size(rel(rel_number), lsn).await.unwrap(),
+                    Some(size),
+                    "{rel_number} at {lsn}"
+                );
+            }
+        }
+    }
+}
+
+fn settings(bytes: u64) -> Maintenance {
+    Maintenance {
+        keep: KeepHistory { interval: Duration::ZERO, bytes },
+        compaction: CompactionPolicy {
+            little: 4 << 10,
+            shelf_bytes: 64 << 10,
+            layer_bytes: 32 << 10,
+            job_bytes: 16 << 20,
+            chain: 8,
+            ..CompactionPolicy::default()
+        },
+        ..Maintenance::default()
+    }
+}
+
+/// Objects of a timeline's layers in the bucket that its index does not name.
+async fn unnamed(bucket: &Arc<dyn Bucket>, timeline: &Timeline) -> BTreeSet<String> {
+    let prefix = timeline_prefix(tenant(), timeline.id());
+    let listing = bucket.list(ListRequest { prefix: &prefix, ..ListRequest::default() }).await.unwrap();
+    let part = timeline.index().part().await;
+    let named: BTreeSet<String> = part
+        .layer_metadata
+        .iter()
+        .map(|(name, metadata)| {
+            let name = LayerObjectName { layer: name.clone(), generation: metadata.generation };
+            ObjectPath::Layer { tenant: tenant(), timeline: timeline.id(), name }.to_string()
+        })
+        .collect();
+    let paths: BTreeSet<String> = listing.objects.into_iter().map(|object| object.path).collect();
+    for name in &named {
+        assert!(paths.contains(name), "{name} is named and not there");
+    }
+    paths.into_iter().filter(|path| !path.contains("index_part") && !named.contains(path)).collect()
+}
+
+/// Until the objects of replaced layers are gone.
+async fn reaped(bucket: &Arc<dyn Bucket>, timeline: &Timeline) {
+    for _ in 0..200 {
+        if unnamed(bucket, timeline).await.is_empty() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("still there: {:?}", unnamed(bucket, timeline).await);
+}
+
+fn some_of(random: &mut StdRng, lsns: &[Lsn], count: usize) -> Vec<Lsn> {
+    (0..count.min(lsns.len())).map(|_| lsns[random.random_range(0..lsns.len())]).collect()
+}
+
+#[tokio::test]
+async fn what_can_be_read_reads_the_same_whatever_is_merged_imaged_trimmed_or_dropped() {
+    for seed in 0..6u64 {
+        let mut random = StdRng::seed_from_u64(seed);
+        let bucket: Arc<dyn Bucket> = Arc::new(MemoryBucket::default());
+        make(&bucket).await;
+        let mut server = Server::start(&bucket).await;
+        let mut main = History::new();
+        let mut branches: Vec<(Lsn, History)> = Vec::new();
+        let settings = settings([0, 20 << 10, 100 << 10][seed as usize % 3]);
+        let mut kinds: BTreeSet<&str> = BTreeSet::new();
+        let mut number = seed << 32;
+        for round in 0..40 {
+            let timeline = server.timeline(main.id);
+            for _ in 0..random.random_range(5..40) {
+                number += 1;
+                // Some pages are hot.
+                let block = if random.random_bool(0.5) {
+                    random.random_range(0..3)
+                } else {
+                    random.random_range(0..BLOCKS)
+                };
+                main.write(random.random_range(0..4), block, number);
+                main.commit(number as i64);
+            }
+            main.feed(&timeline).await;
+            timeline.checkpoint().await.unwrap();
+            if round % 9 == 4 {
+                let id: TimelineId = format!("{:032x}", 0xb0 + round).parse().unwrap();
+                let at = timeline.last_record_lsn();
+                server.tenants.branch(tenant().tenant, id, main.id, BranchPoint::Lsn(at)).await.unwrap();
+                branches.push((at, History { id, ..main.clone() }));
+            }
+            kinds.extend(server.maintain(main.id, &settings).await);
+            for (_, branch) in &mut branches {
+                kinds.extend(server.maintain(branch.id, &settings).await);
+            }
+            let retention = timeline.retention();
+            let kept: Vec<Lsn> = main.ends.iter().copied().filter(|lsn| retention.keeps(*lsn)).collect();
+            main.check(&timeline, some_of(&mut random, &kept, 6)).await;
+            main.check(&timeline, [retention.cutoff, timeline.last_record_lsn()]).await;
+            for (at, branch) in &branches {
+                branch.check(&server.timeline(branch.id), [*at]).await;
+            }
+            if random.random_bool(0.1) && branches.len() > 1 {
+                let (_, gone) = branches.remove(0);
+                server.tenants.delete_timeline(tenant().tenant, gone.id, async {}).await.unwrap();
+            }
+            if random.random_bool(0.1) {
+                server.stop().await;
+                server = Server::start(&bucket).await;
+            }
+        }
+        let timeline = server.timeline(main.id);
+        if let Some(gone) = main.ends.iter().find(|lsn| !timeline.retention().keeps(**lsn)) {
+            let error = timeline.page(rel(0), 0, *gone).await.unwrap_err();
+            assert!(matches!(error, ReadError::BehindCutoff { .. }), "{error}");
+        }
+        let deepest = timeline.layers().len();
+        assert!(deepest < 60, "{deepest} layers");
+        assert!(kinds.contains("merge") && kinds.contains("trim"), "seed {seed}: {kinds:?}");
+        reaped(&bucket, &timeline).await;
+        server.stop().await;
+    }
+}
