@@ -174,7 +174,7 @@ impl Snapshot {
         lsn: Lsn,
         chain: &mut Chain,
     ) -> Result<Option<(Arc<Snapshot>, Lsn)>, ReadError> {
-        self.check_kept(lsn)?;
+        let lsn = self.check_kept(lsn)?;
         self.gather_tail(key, lsn, chain);
         if !chain.complete {
             self.gather_layers(key, lsn, chain).await?;
@@ -187,12 +187,10 @@ impl Snapshot {
             .map(|ancestor| (ancestor.view.load_full(), lsn.min(ancestor.lsn))))
     }
 
-    /// Whether what these layers were at `lsn` was kept. Asked of every snapshot on the way, since each timeline keeps what it must.
-    pub(crate) fn check_kept(&self, lsn: Lsn) -> Result<(), ReadError> {
-        if self.retention.keeps(lsn) {
-            return Ok(());
-        }
-        Err(ReadError::BehindCutoff { asked: lsn, cutoff: self.retention.cutoff })
+    /// As of when to read for `lsn`, if what these layers were then was kept. Asked of every snapshot on the way, since each timeline keeps what it must.
+    pub(crate) fn check_kept(&self, lsn: Lsn) -> Result<Lsn, ReadError> {
+        let behind = ReadError::BehindCutoff { asked: lsn, cutoff: self.retention.cutoff };
+        self.retention.kept(lsn).ok_or(behind)
     }
 
     fn redo(&self, key: Key, lsn: Lsn, chain: &Chain) -> Result<Option<Bytes>, ReadError> {
@@ -315,7 +313,7 @@ impl Snapshot {
         lsn: Lsn,
         found: &mut BTreeSet<Key>,
     ) -> Result<Option<(Arc<Snapshot>, Lsn)>, ReadError> {
-        self.check_kept(lsn)?;
+        let lsn = self.check_kept(lsn)?;
         for tail in std::iter::once(&self.open).chain(self.frozen.iter()) {
             for batch in tail.batches() {
                 found.extend(

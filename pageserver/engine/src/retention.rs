@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use model::lsn::LONG_PAGE_HEADER;
 use model::{KeyRange, LayerName, Lsn, TimelineId};
 
 /// What of a timeline can be read.
@@ -30,7 +31,17 @@ impl Retention {
     /// Whether what the timeline was at `lsn` can be read.
     #[inline]
     pub fn keeps(&self, lsn: Lsn) -> bool {
-        lsn >= self.cutoff || self.points.binary_search(&lsn).is_ok()
+        self.kept(lsn).is_some()
+    }
+
+    /// As of when to read for `lsn`, if that can be read: another name of the same place, where only that is kept.
+    #[inline]
+    pub fn kept(&self, lsn: Lsn) -> Option<Lsn> {
+        if lsn >= self.cutoff {
+            return Some(lsn);
+        }
+        let next = self.points.get(self.points.partition_point(|point| *point < lsn)).unwrap_or(&self.cutoff);
+        is_same_place(lsn, *next).then_some(*next)
     }
 
     /// The lowest LSN at or above `lsn` that can be read.
@@ -49,6 +60,12 @@ impl Retention {
     pub fn covers(&self, other: &Retention) -> bool {
         self.cutoff <= other.cutoff && other.points.iter().all(|point| self.keeps(*point))
     }
+}
+
+/// Whether nothing can lie between two LSNs: both are the header of a page of WAL, or where its first record begins.
+fn is_same_place(lsn: Lsn, later: Lsn) -> bool {
+    let in_header = |lsn: Lsn| lsn.0 - lsn.page_start().0 <= LONG_PAGE_HEADER;
+    lsn == later || (lsn.page_start() == later.page_start() && in_header(lsn) && in_header(later))
 }
 
 /// What one timeline asks to be kept, of itself and of its ancestors.
@@ -141,16 +158,21 @@ mod tests {
         }
     }
 
+    /// Far from the header of a page.
+    fn lsn(number: u64) -> Lsn {
+        Lsn(0x1000 + number)
+    }
+
     fn key(number: u32) -> Key {
         Key { field6: number, ..Key::MIN }
     }
 
-    fn image(from: u32, to: u32, lsn: u64) -> LayerName {
-        LayerName::Image { keys: key(from)..key(to), lsn: Lsn(lsn) }
+    fn image(from: u32, to: u32, at: u64) -> LayerName {
+        LayerName::Image { keys: key(from)..key(to), lsn: lsn(at) }
     }
 
     fn delta(from: u32, to: u32, lsns: std::ops::Range<u64>) -> LayerName {
-        LayerName::Delta { keys: key(from)..key(to), lsns: Lsn(lsns.start)..Lsn(lsns.end) }
+        LayerName::Delta { keys: key(from)..key(to), lsns: lsn(lsns.start)..lsn(lsns.end) }
     }
 
     fn id(n: u8) -> TimelineId {
@@ -158,19 +180,19 @@ mod tests {
     }
 
     fn branch(ancestor: u8, at: u64, lsns: &[u64]) -> Wishes {
-        Wishes { ancestor: Some((id(ancestor), Lsn(at))), lsns: lsns.iter().copied().map(Lsn).collect() }
+        Wishes { ancestor: Some((id(ancestor), lsn(at))), lsns: lsns.iter().copied().map(lsn).collect() }
     }
 
     #[test]
     fn a_timeline_keeps_where_its_descendants_begin_and_what_they_read_before_that() {
         let wishes = BTreeMap::from([
-            (id(1), Wishes { ancestor: None, lsns: vec![Lsn(5)] }),
+            (id(1), Wishes { ancestor: None, lsns: vec![lsn(5)] }),
             (id(2), branch(1, 100, &[40, 150])),
             (id(3), branch(2, 160, &[90, 155])),
             (id(4), branch(2, 70, &[])),
             (id(5), branch(9, 33, &[])),
         ]);
-        let of = |n| points(id(n), &wishes).into_iter().map(|lsn| lsn.0).collect::<Vec<_>>();
+        let of = |n| points(id(n), &wishes).into_iter().map(|lsn| lsn.0 - 0x1000).collect::<Vec<_>>();
         assert_eq!(of(1), [5, 40, 70, 90, 100]);
         assert_eq!(of(2), [40, 70, 90, 150, 155, 160]);
         assert_eq!(of(3), [90, 155]);
@@ -187,7 +209,7 @@ mod tests {
             image(0, 10, 30),
         ];
         let gone = |cutoff, points: &[u64]| {
-            let retention = Retention::new(Lsn(cutoff), points.iter().copied().map(Lsn));
+            let retention = Retention::new(lsn(cutoff), points.iter().copied().map(lsn));
             unneeded(&layers, &retention).into_iter().map(|name| name.to_string()).collect::<Vec<_>>()
         };
         let names = |some: &[usize]| some.iter().map(|at| layers[*at].to_string()).collect::<Vec<_>>();
@@ -200,35 +222,42 @@ mod tests {
         assert_eq!(gone(30, &[20, 29]), names(&[0, 1]));
     }
 
+    #[test]
+    fn one_place_has_several_names_around_a_page_header_of_wal() {
+        let kept =
+            |points: &[u64], lsn| Retention::new(Lsn(0x9000), points.iter().copied().map(Lsn)).kept(Lsn(lsn));
+        assert_eq!(kept(&[0x4018], 0x4000), Some(Lsn(0x4018)));
+        assert_eq!(kept(&[0x4028], 0x4018), Some(Lsn(0x4028)));
+        assert_eq!(kept(&[0x4018], 0x4020), None, "a point that was passed");
+        assert_eq!(kept(&[0x4030], 0x4000), None, "a record may end there");
+        assert_eq!(kept(&[0x4018], 0x3FF8), None);
+        assert_eq!(kept(&[], 0x8FF8), None);
+        assert_eq!(kept(&[], 0x9000), Some(Lsn(0x9000)));
+    }
+
     fn any_layer() -> impl Strategy<Value = LayerName> {
-        (0u32..12, 1u32..8, 0u64..40, 1u64..12, any::<bool>()).prop_map(
-            |(from, keys, lsn, lsns, is_image)| {
-                if is_image {
-                    image(from, from + keys, lsn)
-                } else {
-                    delta(from, from + keys, lsn..lsn + lsns)
-                }
-            },
-        )
+        (0u32..12, 1u32..8, 0u64..40, 1u64..12, any::<bool>()).prop_map(|(from, keys, at, lsns, is_image)| {
+            if is_image { image(from, from + keys, at) } else { delta(from, from + keys, at..at + lsns) }
+        })
     }
 
     proptest! {
         /// A layer matters to a read when no image layer of that key lies above all of it and not above the read.
         #[test]
         fn what_goes_matters_to_no_read_that_is_allowed(
-            layers in prop::collection::vec(any_layer(), 0..20), cutoff in 0u64..50, points in prop::collection::vec(0u64..50, 0..4), asked in 0u32..20, lsn in 0u64..60,
+            layers in prop::collection::vec(any_layer(), 0..20), cutoff in 0u64..50, points in prop::collection::vec(0u64..50, 0..4), asked in 0u32..20, at in 0u64..60,
         ) {
-            let retention = Retention::new(Lsn(cutoff), points.into_iter().map(Lsn));
-            prop_assume!(retention.keeps(Lsn(lsn)));
+            let retention = Retention::new(lsn(cutoff), points.into_iter().map(lsn));
+            prop_assume!(retention.keeps(lsn(at)));
             let gone: Vec<LayerName> = unneeded(&layers, &retention).into_iter().cloned().collect();
             let left: Vec<&LayerName> = layers.iter().filter(|layer| !gone.contains(layer)).collect();
             let newest_image = |of: &mut dyn Iterator<Item = &LayerName>| {
-                of.filter(|l| !l.is_delta() && l.keys().contains(&key(asked)) && l.lsns().start <= Lsn(lsn)).map(|l| l.lsns().start).max()
+                of.filter(|l| !l.is_delta() && l.keys().contains(&key(asked)) && l.lsns().start <= lsn(at)).map(|l| l.lsns().start).max()
             };
             let before = newest_image(&mut layers.iter());
             prop_assert_eq!(before, newest_image(&mut left.into_iter()));
-            for delta in gone.iter().filter(|layer| layer.is_delta() && layer.keys().contains(&key(asked)) && layer.lsns().start <= Lsn(lsn)) {
-                prop_assert!(before.is_some_and(|image| image.0 >= delta.lsns().end.0 - 1), "{} at {}", delta, lsn);
+            for delta in gone.iter().filter(|layer| layer.is_delta() && layer.keys().contains(&key(asked)) && layer.lsns().start <= lsn(at)) {
+                prop_assert!(before.is_some_and(|image| image.0 >= delta.lsns().end.0 - 1), "{} at {}", delta, at);
             }
         }
     }

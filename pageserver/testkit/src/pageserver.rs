@@ -9,7 +9,7 @@ use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use model::{Lsn, TenantId, TimelineId};
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::account;
@@ -236,6 +236,14 @@ impl Pageserver {
         });
         let (status, answer) = self.http(Method::POST, &path, Some(&body)).await?;
         ensure!(status == 201, "{path}: {status} {answer}");
+        Ok(())
+    }
+
+    /// Keeps an LSN readable for as long as the server's setting says.
+    pub async fn lease(&self, tenant: TenantId, timeline: TimelineId, lsn: Lsn) -> Result<()> {
+        let path = format!("/v1/tenant/{tenant}/timeline/{timeline}/lsn_lease");
+        let (status, answer) = self.http(Method::POST, &path, Some(&json!({ "lsn": lsn }))).await?;
+        ensure!(status == 200, "no lease of {lsn}: {status} {answer}");
         Ok(())
     }
 

@@ -4,6 +4,8 @@
 //! relation and every SLRU page, read through `pagestream_v3` at the final LSN, must equal the primary's file under
 //! Postgres' masks. At LSNs of the past a fullbackup must start, pass `pg_amcheck`, and answer what was answered live.
 //!
+//! Layers are small, so that all this goes through merges, images and trimming; and of history only the last megabytes and what is leased are kept.
+//!
 //! `ORACLE=long` runs every combination of settings with ten restores each; `ORACLE_SEED` chooses another seed.
 
 use std::time::{Duration, Instant};
@@ -174,6 +176,17 @@ async fn run_major(major: u32, chosen: Run) {
     assert!(failures.is_empty(), "{} of 16 runs failed:\n{}", failures.len(), failures.join("\n"));
 }
 
+/// What makes a few megabytes of WAL pass through everything that becomes of layers, and history short.
+const SMALL_LAYERS: [(&str, &str); 7] = [
+    ("layer_size", "512KiB"),
+    ("compaction_period", "100ms"),
+    ("gc_period", "500ms"),
+    ("pitr_interval", "0s"),
+    ("gc_horizon", "2MiB"),
+    ("orphan_grace", "1s"),
+    ("lsn_lease_length", "3h"),
+];
+
 /// Runs one primary and compares. `rounds` of work are recorded, `restores` of them are brought back.
 async fn oracle(run: Run, seed: u64, rounds: usize, restores: usize) -> Result<()> {
     let began = Instant::now();
@@ -189,7 +202,7 @@ async fn oracle(run: Run, seed: u64, rounds: usize, restores: usize) -> Result<(
     work.round().await?;
 
     let bucket = tempfile::tempdir()?;
-    let mut server = Pageserver::start(BucketAt::Directory(bucket.path().to_owned()), &[]).await?;
+    let mut server = Pageserver::start(BucketAt::Directory(bucket.path().to_owned()), &SMALL_LAYERS).await?;
     let (tenant, timeline) = (TenantId(rand::random()), TimelineId(rand::random()));
     server.follow(tenant, timeline, &postgres.dsn()).await?;
     // The base backup is taken while all this goes on.
@@ -200,7 +213,10 @@ async fn oracle(run: Run, seed: u64, rounds: usize, restores: usize) -> Result<(
     let mut moments = Vec::new();
     for _ in 0..rounds {
         work.round().await?;
-        moments.push(work.record().await?);
+        let moment = work.record().await?;
+        server.wait_for(tenant, timeline, moment.lsn, Duration::from_mins(2)).await?;
+        server.lease(tenant, timeline, moment.lsn).await?;
+        moments.push(moment);
     }
     let relations = cluster_files::permanent_relations(&postgres).await?;
     let stopped_in = postgres.stop(Shutdown::Fast).await?;
@@ -222,6 +238,19 @@ async fn oracle(run: Run, seed: u64, rounds: usize, restores: usize) -> Result<(
         began.elapsed()
     );
     tally.verdict()?;
+    let (_, metrics) = server.http_text("/metrics").await?;
+    let maintenance: Vec<&str> =
+        metrics.lines().filter(|line| line.starts_with("palimpsest_maintenance")).collect();
+    println!("{}", maintenance.join("\n"));
+    ensure!(
+        metrics.contains("palimpsest_maintenance{what=\"failures\"} 0\n"),
+        "a compaction failed:\n{}",
+        server.log()
+    );
+    for what in ["jobs", "cutoffs_moved"] {
+        let none = format!("palimpsest_maintenance{{what=\"{what}\"}} 0\n");
+        ensure!(!metrics.contains(&none), "nothing was compacted, or collected");
+    }
 
     let mut random = StdRng::seed_from_u64(seed ^ 1);
     moments.shuffle(&mut random);

@@ -339,6 +339,11 @@ fn split_at(shelf: &Shelf, cutoff: Lsn) -> Option<Lsn> {
 mod tests {
     use super::*;
 
+    /// Far from the header of a page.
+    fn lsn(number: u64) -> Lsn {
+        Lsn(0x1000 + number)
+    }
+
     fn key(number: u32) -> Key {
         Key { field6: number, ..Key::MIN }
     }
@@ -347,17 +352,17 @@ mod tests {
         LayerFacts { name, size, trimmed_for: None }
     }
 
-    fn image(keys: std::ops::Range<u32>, lsn: u64, size: u64) -> LayerFacts {
-        facts(LayerName::Image { keys: key(keys.start)..key(keys.end), lsn: Lsn(lsn) }, size)
+    fn image(keys: std::ops::Range<u32>, at: u64, size: u64) -> LayerFacts {
+        facts(LayerName::Image { keys: key(keys.start)..key(keys.end), lsn: lsn(at) }, size)
     }
 
     fn delta(keys: std::ops::Range<u32>, lsns: std::ops::Range<u64>, size: u64) -> LayerFacts {
-        let lsns = Lsn(lsns.start)..Lsn(lsns.end);
+        let lsns = lsn(lsns.start)..lsn(lsns.end);
         facts(LayerName::Delta { keys: key(keys.start)..key(keys.end), lsns }, size)
     }
 
     fn l0(lsns: std::ops::Range<u64>, size: u64) -> LayerFacts {
-        facts(LayerName::Delta { keys: Key::ALL, lsns: Lsn(lsns.start)..Lsn(lsns.end) }, size)
+        facts(LayerName::Delta { keys: Key::ALL, lsns: lsn(lsns.start)..lsn(lsns.end) }, size)
     }
 
     fn policy() -> CompactionPolicy {
@@ -371,7 +376,7 @@ mod tests {
     }
 
     fn view(l0: Vec<LayerFacts>, rest: Vec<LayerFacts>, cutoff: u64, points: &[u64]) -> View {
-        let retention = Retention::new(Lsn(cutoff), points.iter().copied().map(Lsn));
+        let retention = Retention::new(lsn(cutoff), points.iter().copied().map(lsn));
         View { l0, rest, retention, is_branch: false }
     }
 
@@ -394,7 +399,7 @@ mod tests {
         else {
             panic!("no merge");
         };
-        assert_eq!((inputs.len(), lsns, cuts), (2, Lsn(11)..Lsn(31), vec![key(9)]));
+        assert_eq!((inputs.len(), lsns, cuts), (2, lsn(11)..lsn(31), vec![key(9)]));
     }
 
     #[test]
@@ -405,11 +410,11 @@ mod tests {
         };
         let choice = |sizes| choose(&view(vec![], [base(), stack(sizes)].concat(), 10, &[]), &policy(), &[]);
         let Choice::Merge { inputs, lsns, keys, .. } = choice([150, 40, 20, 10]) else { panic!("no merge") };
-        assert_eq!((inputs.len(), lsns, keys), (3, Lsn(21)..Lsn(51), key(0)..key(9)));
+        assert_eq!((inputs.len(), lsns, keys), (3, lsn(21)..lsn(51), key(0)..key(9)));
         let Choice::Merge { inputs, .. } = choice([90, 5, 20, 10]) else { panic!("no merge") };
         assert_eq!(inputs.len(), 3);
         let Choice::Image { at, keys, inputs, .. } = choice([200, 80, 20, 10]) else { panic!("no images") };
-        assert_eq!((at, keys, inputs.len()), (Lsn(50), key(0)..key(9), 5));
+        assert_eq!((at, keys, inputs.len()), (lsn(50), key(0)..key(9), 5));
     }
 
     #[test]
@@ -435,8 +440,8 @@ mod tests {
         else {
             panic!("nothing trimmed");
         };
-        assert_eq!((inputs.len(), base.len(), split, images, lsns), (1, 1, Lsn(20), false, Lsn(11)..Lsn(21)));
-        let trimmed = LayerFacts { trimmed_for: Some(vec![Lsn(20)]), ..delta(0..9, 11..21, 30) };
+        assert_eq!((inputs.len(), base.len(), split, images, lsns), (1, 1, lsn(20), false, lsn(11)..lsn(21)));
+        let trimmed = LayerFacts { trimmed_for: Some(vec![lsn(20)]), ..delta(0..9, 11..21, 30) };
         assert_eq!(choice(vec![trimmed.clone()], 30, &[]), Choice::Rest, "once is enough");
         let Choice::Trim { images, inputs, .. } = choice(vec![trimmed, delta(0..9, 21..31, 30)], 30, &[])
         else {
@@ -447,7 +452,7 @@ mod tests {
 
     #[test]
     fn a_point_that_is_gone_makes_garbage_of_what_was_kept_for_it() {
-        let kept = LayerFacts { trimmed_for: Some(vec![Lsn(15), Lsn(20)]), ..delta(0..9, 11..21, 30) };
+        let kept = LayerFacts { trimmed_for: Some(vec![lsn(15), lsn(20)]), ..delta(0..9, 11..21, 30) };
         let rest = [base(), vec![kept]].concat();
         assert_eq!(choose(&view(vec![], rest.clone(), 30, &[15]), &policy(), &[]), Choice::Rest);
         assert!(matches!(choose(&view(vec![], rest, 30, &[]), &policy(), &[]), Choice::Trim { .. }));
@@ -459,7 +464,7 @@ mod tests {
         let Choice::Trim { split, lsns, .. } = choose(&view(vec![], rest, 800, &[]), &policy(), &[]) else {
             panic!("nothing trimmed");
         };
-        assert_eq!((split, lsns), (Lsn(800), Lsn(11)..Lsn(1_000)));
+        assert_eq!((split, lsns), (lsn(800), lsn(11)..lsn(1_000)));
     }
 
     #[test]
