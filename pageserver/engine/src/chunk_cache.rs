@@ -10,22 +10,20 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::fs::File;
 use std::hash::{BuildHasher as _, BuildHasherDefault, Hasher};
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::{Bytes, BytesMut};
 use codec::layer::ReadLayerError;
 use codec::layer::blob::{BlobHead, Unpacker};
-use rustix::io::ReadWriteFlags;
 use tokio::sync::watch;
 
+use crate::blocking;
+use crate::disk::OwnFile;
 use crate::error_story::error_story;
-use crate::ports::{Bucket, BucketError};
+use crate::ports::{Bucket, BucketError, Disk};
 
 /// Bytes of a chunk.
 pub const CHUNK_SIZE: u64 = 64 << 10;
@@ -145,7 +143,7 @@ impl Hasher for PieceHasher {
 /// The cache. One per process.
 pub struct ChunkCache {
     bucket: Arc<dyn Bucket>,
-    directory: PathBuf,
+    files: Arc<dyn Disk>,
     memory: Vec<Mutex<MemoryShard>>,
     disk: Mutex<DiskTier>,
     in_flight: Mutex<HashMap<ChunkKey, Fetching>>,
@@ -234,8 +232,7 @@ struct DiskTier {
 }
 
 struct LocalObject {
-    file: Arc<File>,
-    path: PathBuf,
+    file: Arc<OwnFile>,
     present: Vec<u64>,
     bytes: u64,
     last_used: u64,
@@ -251,8 +248,6 @@ impl DiskTier {
     fn drop_object(&mut self, id: u64) {
         if let Some(object) = self.objects.remove(&id) {
             self.used -= object.bytes;
-            // A file that cannot be removed goes when the directory is emptied at the next start.
-            let _ = std::fs::remove_file(object.path);
         }
     }
 
@@ -270,16 +265,13 @@ impl DiskTier {
 }
 
 impl ChunkCache {
-    /// A cache in `directory`, which is emptied: the disk is only ever a cache.
+    /// A cache on a disk, which is cleared: it is only ever a cache.
     pub fn new(
         bucket: Arc<dyn Bucket>,
-        directory: &Path,
+        disk: Arc<dyn Disk>,
         limits: CacheLimits,
     ) -> io::Result<Arc<ChunkCache>> {
-        match std::fs::remove_dir_all(directory) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => std::fs::create_dir_all(directory)?,
-        }
+        disk.clear()?;
         let shard = || MemoryShard {
             limit: (limits.memory / SHARDS).max(CHUNK_SIZE as usize),
             used: 0,
@@ -289,7 +281,7 @@ impl ChunkCache {
         };
         Ok(Arc::new(ChunkCache {
             bucket,
-            directory: directory.into(),
+            files: disk,
             memory: (0..SHARDS).map(|_| Mutex::new(shard())).collect(),
             disk: Mutex::new(DiskTier { limit: limits.disk, used: 0, objects: HashMap::new() }),
             in_flight: Mutex::default(),
@@ -316,10 +308,10 @@ impl ChunkCache {
         done
     }
 
-    /// A path for a file that is going to be adopted.
-    pub fn new_file_path(&self) -> PathBuf {
+    /// A file, for chunks or for a layer that is going to be adopted.
+    pub fn new_file(&self) -> io::Result<OwnFile> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        self.directory.join(format!("new-{id:016x}"))
+        OwnFile::create(Arc::clone(&self.files), format!("{id:016x}"))
     }
 
     /// Bytes on disk.
@@ -453,17 +445,10 @@ impl Object {
         self.cache.counts.disk_hits.fetch_add(1, Ordering::Relaxed);
         // What the kernel has at hand is read here; only what it must wait for goes to another thread.
         let mut buffer = vec![0; length];
-        let at_hand = rustix::io::preadv2(
-            &file,
-            &mut [io::IoSliceMut::new(&mut buffer)],
-            offset,
-            ReadWriteFlags::NOWAIT,
-        );
-        if at_hand.is_ok_and(|read| read == length) {
+        if file.file().read_at_hand(&mut buffer, offset) {
             return Ok(Some(buffer.into()));
         }
-        let read =
-            tokio::task::spawn_blocking(move || file.read_exact_at(&mut buffer, offset).map(|()| buffer));
+        let read = blocking::run(move || file.file().read_at(&mut buffer, offset).map(|()| buffer));
         let bytes = read.await.map_err(|error| failed(io::Error::other(error)))?.map_err(failed)?;
         Ok(Some(bytes.into()))
     }
@@ -535,20 +520,17 @@ impl Object {
     async fn keep_on_disk(&self, chunks: std::ops::Range<u32>, bytes: Bytes) {
         let cache = Arc::clone(&self.cache);
         let (id, total) = (self.id, self.chunks());
-        let kept = tokio::task::spawn_blocking(move || cache.write_to_disk(id, total, chunks, &bytes)).await;
+        let kept = blocking::run(move || cache.write_to_disk(id, total, chunks, &bytes)).await;
         if let Ok(Err(error)) = kept {
             tracing::warn!(%error, object = %self.path, "cannot keep chunks on the local disk");
         }
     }
 
     /// Makes a complete local file the object's local copy.
-    pub fn adopt(&self, file: &Path) -> io::Result<()> {
+    pub fn adopt(&self, file: OwnFile) {
         if self.local.set(()).is_err() {
-            return Ok(());
+            return;
         }
-        let path = self.cache.directory.join(format!("{:016x}", self.id));
-        std::fs::rename(file, &path)?;
-        let opened = Arc::new(File::open(&path)?);
         let chunks = self.chunks();
         let mut present = vec![u64::MAX; (chunks as usize).div_ceil(64)];
         if let Some(last) = present.last_mut().filter(|_| !chunks.is_multiple_of(64)) {
@@ -558,10 +540,9 @@ impl Object {
         let last_used = self.cache.clock.fetch_add(1, Ordering::Relaxed);
         disk.drop_object(self.id);
         disk.used += self.size;
-        disk.objects
-            .insert(self.id, LocalObject { file: opened, path, present, bytes: self.size, last_used });
+        let file = Arc::new(file);
+        disk.objects.insert(self.id, LocalObject { file, present, bytes: self.size, last_used });
         disk.shrink_to_limit(self.id);
-        Ok(())
     }
 }
 
@@ -587,16 +568,14 @@ impl ChunkCache {
             if let Some(object) = disk.objects.get(&id) {
                 Arc::clone(&object.file)
             } else {
-                let path = self.directory.join(format!("{id:016x}"));
-                let file =
-                    Arc::new(File::options().read(true).write(true).create(true).truncate(true).open(&path)?);
+                let file = Arc::new(self.new_file()?);
                 let present = vec![0; (total as usize).div_ceil(64)];
-                let object = LocalObject { file: Arc::clone(&file), path, present, bytes: 0, last_used: now };
+                let object = LocalObject { file: Arc::clone(&file), present, bytes: 0, last_used: now };
                 disk.objects.insert(id, object);
                 file
             }
         };
-        file.write_all_at(bytes, u64::from(chunks.start) * CHUNK_SIZE)?;
+        file.file().write_at(bytes, u64::from(chunks.start) * CHUNK_SIZE)?;
         let mut disk = self.disk.lock().expect("no holder panics");
         let Some(object) = disk.objects.get_mut(&id).filter(|object| Arc::ptr_eq(&object.file, &file)) else {
             return Ok(()); // dropped meanwhile

@@ -5,7 +5,6 @@
 //! validated.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use async_trait::async_trait;
 use codec::index_part::{
@@ -16,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::blocking::Ended;
 use crate::import::{LayerOut, LayerOutError};
 use crate::index_keeper::{IndexKeeper, vanilla_extension};
 use crate::layer_write::{ImageFile, LayerStore, WriteLayerError};
@@ -96,7 +96,7 @@ impl ImportSession {
         ours.source = plan.source.clone();
         ours.import = Some(Import {
             attempt,
-            started_at: UtcTime::from_system_time(SystemTime::now()),
+            started_at: UtcTime::from_system_time(tenant.claim().now()),
             unknown: Unknown::new(),
         });
         let metadata = TimelineMetadata {
@@ -275,7 +275,7 @@ pub struct ImportLayers {
 impl ImportLayers {
     async fn one_uploaded(&mut self) -> Result<(), WriteLayerError> {
         if let Some(uploaded) = self.uploads.join_next().await {
-            self.written.push(uploaded.map_err(|_| WriteLayerError::Ended)??);
+            self.written.push(uploaded.map_err(|_| Ended)??);
         }
         Ok(())
     }

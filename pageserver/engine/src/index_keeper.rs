@@ -6,7 +6,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, OnceLock};
-use std::time::SystemTime;
 
 use codec::index_part::{
     Extension, IndexPart, LayerMetadata, NotPortable, TimelineMetadata, TliStart, UtcTime, WalFlavour,
@@ -317,7 +316,7 @@ impl IndexKeeper {
             if part.deleted_at.is_some() || part.palimpsest.is_none() {
                 return Ok(Changed::No);
             }
-            part.deleted_at = Some(UtcTime::from_system_time(SystemTime::now()));
+            part.deleted_at = Some(UtcTime::from_system_time(self.claim.now()));
             Ok(Changed::Yes)
         })
         .await
@@ -360,7 +359,7 @@ impl IndexKeeper {
     ) -> Result<Option<Outcome>, E> {
         let mut state = self.state();
         if let Some(ours) = &mut state.newest.palimpsest {
-            drop_expired(ours, SystemTime::now());
+            drop_expired(ours, self.claim.now());
         }
         if change(&mut state.newest)? == Changed::No {
             // It may be so only in what others have changed and not put yet.

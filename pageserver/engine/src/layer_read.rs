@@ -14,6 +14,7 @@ use tokio::sync::{OnceCell, mpsc};
 use crate::as_of::ReadError;
 use crate::chunk_cache::{CHUNK_SIZE, FetchError, Object, joined};
 use crate::claim::{Claim, ValidateError};
+use crate::disk::OwnFile;
 use crate::layer_map::MapLayer;
 use crate::tail::Version;
 
@@ -111,8 +112,8 @@ impl Layer {
     }
 
     /// Makes a complete local file its local copy.
-    pub(crate) fn adopt(&self, file: &std::path::Path) -> std::io::Result<()> {
-        self.object.adopt(file)
+    pub(crate) fn adopt(&self, file: OwnFile) {
+        self.object.adopt(file);
     }
 
     /// The value of `key` in an image layer.

@@ -3,17 +3,16 @@
 //! The local file is not synced: the bucket is the truth, and a file that is lost before its PUT was never named by an index.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::{Seek, SeekFrom, Write};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use codec::layer::{Checksums, DeltaWriter, FinishedLayer, ImageWriter, Layout};
 use model::{BLOCK_SIZE, Key, LayerName, LayerObjectName, Lsn, PgTimestamp, TenantShardId, TimelineId};
 
+use crate::blocking::{self, Ended};
 use crate::bucket::retry::read_back;
 use crate::chunk_cache::ChunkCache;
 use crate::claim::Claim;
+use crate::disk::OwnFile;
 use crate::layer_read::Layer;
 use crate::object_path::ObjectPath;
 use crate::ports::{Body, Bucket, BucketError, PutIf};
@@ -52,43 +51,35 @@ pub enum WriteLayerError {
     Bucket { name: Box<LayerName>, source: BucketError },
     #[error("this owner has written layer {0} and all other names for it before")]
     NameUsed(LayerName),
-    #[error("the task that wrote the layer ended")]
-    Ended,
+    #[error(transparent)]
+    Ended(#[from] Ended),
 }
 
 /// A local file that grows by appending, whose first block is written last.
 struct LayerFile {
-    path: PathBuf,
-    file: File,
+    file: OwnFile,
+    end: u64,
     buffer: Vec<u8>,
 }
 
 impl LayerFile {
-    fn create(path: PathBuf) -> std::io::Result<LayerFile> {
-        let mut file = File::options().read(true).write(true).create_new(true).open(&path)?;
-        file.seek(SeekFrom::Start(BLOCK_SIZE as u64))?;
-        Ok(LayerFile { path, file, buffer: Vec::with_capacity(BUFFER + (BUFFER >> 2)) })
+    fn new(file: OwnFile) -> LayerFile {
+        LayerFile { file, end: BLOCK_SIZE as u64, buffer: Vec::with_capacity(BUFFER + (BUFFER >> 2)) }
     }
 
     fn spill(&mut self, at_least: usize) -> std::io::Result<()> {
         if self.buffer.len() >= at_least {
-            self.file.write_all(&self.buffer)?;
+            self.file.file().write_at(&self.buffer, self.end)?;
+            self.end += self.buffer.len() as u64;
             self.buffer.clear();
         }
         Ok(())
     }
 
-    fn finish(&mut self, finished: &FinishedLayer) -> std::io::Result<()> {
+    fn finish(mut self, finished: &FinishedLayer) -> std::io::Result<OwnFile> {
         self.spill(0)?;
-        self.file.seek(SeekFrom::Start(0))?;
-        self.file.write_all(&finished.block0[..])
-    }
-}
-
-impl Drop for LayerFile {
-    fn drop(&mut self) {
-        // Adopted files were renamed; what is left here has no use.
-        let _ = std::fs::remove_file(&self.path);
+        self.file.file().write_at(&finished.block0[..], 0)?;
+        Ok(self.file)
     }
 }
 
@@ -187,18 +178,17 @@ impl LayerStore {
         commit_times: Option<(PgTimestamp, PgTimestamp)>,
         fill: impl FnOnce(&mut DeltaFile) -> Result<(), WriteLayerError> + Send + 'static,
     ) -> Result<WrittenLayer, WriteLayerError> {
-        let path = self.cache.new_file_path();
+        let cache = Arc::clone(&self.cache);
         let writer = self.delta_writer();
-        let work = tokio::task::spawn_blocking(move || {
-            let mut delta = DeltaFile { writer, file: LayerFile::create(path)? };
+        let work = blocking::run(move || {
+            let mut delta = DeltaFile { writer, file: LayerFile::new(cache.new_file()?) };
             fill(&mut delta)?;
             let DeltaFile { writer, mut file } = delta;
             let finished = writer.finish(name, &mut file.buffer)?;
-            file.finish(&finished)?;
-            Ok::<_, WriteLayerError>((file, finished))
+            Ok::<_, WriteLayerError>((file.finish(&finished)?, finished))
         });
-        let (file, finished) = work.await.map_err(|_| WriteLayerError::Ended)??;
-        self.upload(&file, finished, commit_times).await
+        let (file, finished) = work.await??;
+        self.upload(file, finished, commit_times).await
     }
 
     /// As whom layers are written.
@@ -212,7 +202,7 @@ impl LayerStore {
 
     /// Begins a delta layer.
     pub fn begin_delta(&self) -> Result<DeltaFile, WriteLayerError> {
-        Ok(DeltaFile { writer: self.delta_writer(), file: LayerFile::create(self.cache.new_file_path())? })
+        Ok(DeltaFile { writer: self.delta_writer(), file: LayerFile::new(self.cache.new_file()?) })
     }
 
     /// Ends a delta layer and stores it under this name.
@@ -224,14 +214,13 @@ impl LayerStore {
     ) -> Result<WrittenLayer, WriteLayerError> {
         let DeltaFile { writer, mut file } = delta;
         let finished = writer.finish(name, &mut file.buffer)?;
-        file.finish(&finished)?;
-        self.upload(&file, finished, commit_times).await
+        self.upload(file.finish(&finished)?, finished, commit_times).await
     }
 
     /// Begins an image layer.
     pub fn begin_image(&self) -> Result<ImageFile, WriteLayerError> {
         let writer = ImageWriter::new(self.tenant_shard.tenant, self.timeline, Checksums::PerBlock);
-        Ok(ImageFile { writer, file: LayerFile::create(self.cache.new_file_path())? })
+        Ok(ImageFile { writer, file: LayerFile::new(self.cache.new_file()?) })
     }
 
     /// Ends an image layer and stores it under this name.
@@ -242,13 +231,12 @@ impl LayerStore {
     ) -> Result<WrittenLayer, WriteLayerError> {
         let ImageFile { writer, mut file } = image;
         let finished = writer.finish(name, &mut file.buffer)?;
-        file.finish(&finished)?;
-        self.upload(&file, finished, None).await
+        self.upload(file.finish(&finished)?, finished, None).await
     }
 
     async fn upload(
         &self,
-        file: &LayerFile,
+        file: OwnFile,
         finished: FinishedLayer,
         commit_times: Option<(PgTimestamp, PgTimestamp)>,
     ) -> Result<WrittenLayer, WriteLayerError> {
@@ -256,7 +244,7 @@ impl LayerStore {
         self.names.lock().expect("no holder panics").insert(name.clone());
         let object_name = name.clone().in_generation(self.claim.generation());
         let layer = self.open(self.tenant_shard, object_name, layout.file_size(), Some(layout), commit_times);
-        let body = Body::File { path: file.path.clone(), length: layout.file_size() };
+        let body = Body::File { file: Arc::clone(file.file()), length: layout.file_size() };
         let failed = |source| WriteLayerError::Bucket { name: Box::new(name.clone()), source };
         match self.bucket.put(layer.object_path(), body.clone(), PutIf::Absent).await {
             Ok(_) => {}
@@ -267,7 +255,7 @@ impl LayerStore {
             }
             Err(error) => return Err(failed(error)),
         }
-        layer.adopt(&file.path)?;
+        layer.adopt(file);
         Ok(WrittenLayer { layer, finished })
     }
 }

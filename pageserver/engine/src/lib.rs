@@ -1,6 +1,6 @@
 //! The life of a timeline: WAL in, pages out, everything in the bucket.
 //!
-//! Reading order: [`ports`] (what the engine asks of the world), [`object_path`] (every object we write), [`bucket`], [`claim`] (who owns a tenant),
+//! Reading order: [`ports`] (what the engine asks of the world), [`disk`] and [`clock`] (what it is answered here), [`blocking`], [`object_path`] (every object we write), [`bucket`], [`claim`] (who owns a tenant),
 //! [`index_store`] and [`index_keeper`] (what a timeline consists of), [`stored_wal`] and [`wal_keeper`] (WAL to the bucket first) and [`wal_run`] (which of it counts), [`lineage`] (whether a source's history is ours);
 //! [`ingest`] (which versions a record makes), [`changes`], [`tail`], [`layer_map`], [`chunk_cache`], [`layer_read`], [`layer_write`]; then
 //! [`read`], [`as_of`], [`time`], [`timeline`], and on top [`tenant`] and [`deletion`];
@@ -8,14 +8,17 @@
 
 pub mod as_of;
 pub mod backup;
+pub mod blocking;
 pub mod bucket;
 pub mod budget;
 pub mod changes;
 pub mod chunk_cache;
 pub mod claim;
+pub mod clock;
 pub mod collect;
 pub mod compact;
 pub mod deletion;
+pub mod disk;
 pub mod error_story;
 pub mod import;
 pub mod import_session;

@@ -1,7 +1,9 @@
 //! All that the engine asks of the world.
 
+use std::fmt;
+use std::io;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -48,10 +50,10 @@ pub enum PutIf {
 pub enum Body {
     /// From memory.
     Bytes(Bytes),
-    /// A local file's first `length` bytes, streamed.
+    /// A local file's first `length` bytes, read in pieces.
     File {
-        /// Where.
-        path: PathBuf,
+        /// Which.
+        file: Arc<dyn DiskFile>,
         /// How much of it.
         length: u64,
     },
@@ -143,4 +145,54 @@ pub enum BucketError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+/// The time of day, for what people and policies go by. What waits or measures a duration asks the runtime's timer instead.
+pub trait Clock: fmt::Debug + Send + Sync + 'static {
+    /// The time now. It may go backwards.
+    fn now(&self) -> SystemTime;
+}
+
+/// Local files, which belong to this process alone. Nothing on a disk has to outlive the process.
+///
+/// Calls block for as long as the disk takes, but for [`DiskFile::read_at_hand`].
+pub trait Disk: fmt::Debug + Send + Sync + 'static {
+    /// Removes whatever is there, and makes the place if there is none.
+    fn clear(&self) -> io::Result<()>;
+
+    /// A new, empty file. Names are of letters, digits and `-`.
+    fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
+
+    /// Takes a file's name away. Whoever has it open goes on using it; then its space is free.
+    fn remove(&self, name: &str) -> io::Result<()>;
+
+    /// How full the file system is.
+    fn space(&self) -> io::Result<DiskSpace>;
+}
+
+/// How full a file system is, with everything on it that is not ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskSpace {
+    /// Its bytes.
+    pub total: u64,
+    /// Those that can still be written.
+    pub available: u64,
+}
+
+/// An open local file. What was never written, or was punched out, reads as zeros up to the end.
+pub trait DiskFile: fmt::Debug + Send + Sync + 'static {
+    /// Fills the buffer if that takes no waiting. `false`: ask [`DiskFile::read_at`]; the buffer holds anything.
+    fn read_at_hand(&self, buffer: &mut [u8], offset: u64) -> bool;
+
+    /// Fills the buffer. An end of the file before the buffer's end is an error.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Writes all bytes. The file grows as needed. Nothing is synced.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Gives the space of a stretch back. The file's length stays.
+    fn punch_hole(&self, range: Range<u64>) -> io::Result<()>;
+
+    /// Where it ends.
+    fn length(&self) -> io::Result<u64>;
 }

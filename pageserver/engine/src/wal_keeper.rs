@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use crate::blocking;
 use crate::claim::{Claim, ValidateError};
 use crate::ports::{Body, Bucket, BucketError, PutIf};
 use crate::stored_wal::{StoredWal, wal_path};
@@ -455,11 +456,10 @@ impl WalKeeper {
         let raw_len = run.bytes.len();
         let (start, end) = (run.start, run.start.add(raw_len as u64));
         let (pg, system_identifier, tli) = (place.pg, place.system_identifier, run.tli);
-        let encoded = tokio::task::spawn_blocking(move || {
-            wal_object::encode(pg, system_identifier, tli, start, &run.bytes)
-        })
-        .await
-        .map_err(|_| KeepWalError::Stopped)?;
+        let encoded =
+            blocking::run(move || wal_object::encode(pg, system_identifier, tli, start, &run.bytes))
+                .await
+                .map_err(|_| KeepWalError::Stopped)?;
         let encoded = encoded.map_err(|error| KeepWalError::Rejected(error.to_string()))?;
         let object =
             StoredWal { tli, start, end, generation: place.claim.generation(), size: encoded.len() as u64 };

@@ -15,8 +15,10 @@ use engine::bucket::MemoryBucket;
 use engine::budget::TailBudget;
 use engine::chunk_cache::{CacheLimits, ChunkCache};
 use engine::claim::Claim;
+use engine::clock::SystemClock;
 use engine::collect::KeepHistory;
 use engine::compact::CompactionPolicy;
+use engine::disk::LocalDisk;
 use engine::index_keeper::{IndexKeeper, metadata_of, vanilla_extension};
 use engine::layer_write::LayerStore;
 use engine::object_path::{ObjectPath, timeline_prefix};
@@ -86,7 +88,12 @@ fn checkpoint() -> [u8; codec::checkpoint::CHECKPOINT_SIZE] {
 async fn make(bucket: &Arc<dyn Bucket>) {
     let claim = Claim::take(bucket.clone(), tenant()).await.unwrap();
     let disk = tempfile::tempdir().unwrap();
-    let cache = ChunkCache::new(bucket.clone(), &disk.path().join("cache"), CacheLimits::default()).unwrap();
+    let cache = ChunkCache::new(
+        bucket.clone(),
+        Arc::new(LocalDisk::new(disk.path().join("cache"))),
+        CacheLimits::default(),
+    )
+    .unwrap();
     let store = LayerStore::new(bucket.clone(), cache, claim.clone(), tenant(), main_timeline());
     let mut image = store.begin_image().unwrap();
     let clog = Key::slru_page(model::SlruKind::Clog, 0, 0);
@@ -124,8 +131,12 @@ struct Server {
 impl Server {
     async fn start(bucket: &Arc<dyn Bucket>) -> Server {
         let disk = tempfile::tempdir().unwrap();
-        let cache =
-            ChunkCache::new(bucket.clone(), &disk.path().join("cache"), CacheLimits::default()).unwrap();
+        let cache = ChunkCache::new(
+            bucket.clone(),
+            Arc::new(LocalDisk::new(disk.path().join("cache"))),
+            CacheLimits::default(),
+        )
+        .unwrap();
         let never = Duration::from_hours(1);
         let wal = WalKeeping {
             seal_age: never,
@@ -134,7 +145,13 @@ impl Server {
             ..WalKeeping::default()
         };
         let policy = TimelinePolicy { wal, ..TimelinePolicy::default() };
-        let tenants = Tenants::new(bucket.clone(), cache, Arc::new(TailBudget::new(64 << 20)), policy);
+        let tenants = Tenants::new(
+            bucket.clone(),
+            cache,
+            Arc::new(TailBudget::new(64 << 20)),
+            policy,
+            Arc::new(SystemClock),
+        );
         tenants.attach_all().await.unwrap();
         Server { tenants, _disk: disk }
     }

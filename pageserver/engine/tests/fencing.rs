@@ -16,7 +16,9 @@ use engine::bucket::faulty::{Fault, FaultyBucket, Operation, held};
 use engine::budget::TailBudget;
 use engine::chunk_cache::{CacheLimits, ChunkCache};
 use engine::claim::{Claim, TakeClaimError, ValidateError};
+use engine::clock::SystemClock;
 use engine::deletion;
+use engine::disk::LocalDisk;
 use engine::index_keeper::{IndexKeeper, metadata_of, vanilla_extension};
 use engine::index_store::IndexStore;
 use engine::layer_write::{LayerStore, WriteLayerError};
@@ -149,7 +151,8 @@ fn empty_index() -> IndexPart {
 
 fn layer_store(bucket: &Arc<dyn Bucket>, claim: &Claim, disk: &tempfile::TempDir) -> LayerStore {
     let folder = disk.path().join(format!("layers-{}", claim.generation()));
-    let cache = ChunkCache::new(bucket.clone(), &folder, CacheLimits::default()).unwrap();
+    let cache =
+        ChunkCache::new(bucket.clone(), Arc::new(LocalDisk::new(folder)), CacheLimits::default()).unwrap();
     LayerStore::new(bucket.clone(), cache, claim.clone(), tenant(), main_timeline())
 }
 
@@ -175,8 +178,12 @@ struct Server {
 impl Server {
     async fn start(bucket: &Arc<dyn Bucket>) -> Server {
         let disk = tempfile::tempdir().unwrap();
-        let cache =
-            ChunkCache::new(bucket.clone(), &disk.path().join("cache"), CacheLimits::default()).unwrap();
+        let cache = ChunkCache::new(
+            bucket.clone(),
+            Arc::new(LocalDisk::new(disk.path().join("cache"))),
+            CacheLimits::default(),
+        )
+        .unwrap();
         // Nothing happens because of time: what is stored or listed was asked for.
         let never = Duration::from_hours(1);
         let wal = WalKeeping {
@@ -186,7 +193,13 @@ impl Server {
             ..WalKeeping::default()
         };
         let policy = TimelinePolicy { wal, ..TimelinePolicy::default() };
-        let tenants = Tenants::new(bucket.clone(), cache, Arc::new(TailBudget::new(64 << 20)), policy);
+        let tenants = Tenants::new(
+            bucket.clone(),
+            cache,
+            Arc::new(TailBudget::new(64 << 20)),
+            policy,
+            Arc::new(SystemClock),
+        );
         tenants.attach_all().await.unwrap();
         Server { tenants, _disk: disk }
     }

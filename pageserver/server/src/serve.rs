@@ -8,6 +8,8 @@ use anyhow::{Context as _, bail};
 use engine::bucket::{BucketConfig, BucketMetrics};
 use engine::budget::TailBudget;
 use engine::chunk_cache::{CacheLimits, ChunkCache};
+use engine::clock::SystemClock;
+use engine::disk::LocalDisk;
 use engine::ports::Bucket;
 use engine::tenant::Tenants;
 use engine::timeline::TimelinePolicy;
@@ -125,8 +127,9 @@ async fn serve(
         _ = interrupt.recv() => return Ok(()),
     };
     let limits = CacheLimits { memory: config.cache_memory.0 as usize, disk: config.cache_disk.0 };
-    let cache = ChunkCache::new(Arc::clone(&bucket), &workdir.path().join("cache"), limits)
-        .context("cannot use the cache directory")?;
+    let cache =
+        ChunkCache::new(Arc::clone(&bucket), Arc::new(LocalDisk::new(workdir.path().join("cache"))), limits)
+            .context("cannot use the cache directory")?;
     let budget = Arc::new(TailBudget::new(config.tail_memory.0 as usize));
     let policy = TimelinePolicy {
         freeze_bytes: config.layer_size.0 as usize,
@@ -142,7 +145,13 @@ async fn serve(
         max_l0: config.maintenance().map(|maintenance| maintenance.compaction.l0_limit),
         ..TimelinePolicy::default()
     };
-    let tenants = Tenants::new(Arc::clone(&bucket), Arc::clone(&cache), Arc::clone(&budget), policy);
+    let tenants = Tenants::new(
+        Arc::clone(&bucket),
+        Arc::clone(&cache),
+        Arc::clone(&budget),
+        policy,
+        Arc::new(SystemClock),
+    );
     let mut superseded = tenants.superseded();
     let secrets = Secrets {
         passfile: config.passfile.clone().into(),

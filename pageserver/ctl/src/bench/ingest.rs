@@ -18,6 +18,8 @@ use engine::budget::TailBudget;
 use engine::changes::Changes;
 use engine::chunk_cache::{CacheLimits, ChunkCache};
 use engine::claim::Claim;
+use engine::clock::SystemClock;
+use engine::disk::LocalDisk;
 use engine::import::directory::DataDirectory;
 use engine::import_session::{ImportPlan, ImportedBase};
 use engine::layer_write::{DeltaFile, LayerStore, WriteLayerError};
@@ -63,8 +65,11 @@ impl Place {
     fn new(work: &Path) -> Result<Place> {
         let directory = tempfile::tempdir_in(work).context("cannot make a directory to work in")?;
         let bucket: Arc<dyn Bucket> = Arc::new(DirectoryBucket::open(directory.path().join("bucket"))?);
-        let cache =
-            ChunkCache::new(Arc::clone(&bucket), &directory.path().join("cache"), CacheLimits::default())?;
+        let cache = ChunkCache::new(
+            Arc::clone(&bucket),
+            Arc::new(LocalDisk::new(directory.path().join("cache"))),
+            CacheLimits::default(),
+        )?;
         Ok(Place { directory, bucket, cache })
     }
 }
@@ -164,8 +169,13 @@ async fn catch_up(place: &Place, base: &Path, wal: &Path) -> Result<()> {
     let decoded = begun.elapsed();
 
     let budget = Arc::new(TailBudget::new(512 << 20));
-    let tenants =
-        Tenants::new(Arc::clone(&place.bucket), Arc::clone(&place.cache), budget, TimelinePolicy::default());
+    let tenants = Tenants::new(
+        Arc::clone(&place.bucket),
+        Arc::clone(&place.cache),
+        budget,
+        TimelinePolicy::default(),
+        Arc::new(SystemClock),
+    );
     let (tenant, timeline) = (TenantId([1; 16]), TimelineId([2; 16]));
     tenants.create_tenant(tenant).await?;
     let plan = ImportPlan {

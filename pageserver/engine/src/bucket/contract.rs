@@ -5,7 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{DirectoryBucket, MemoryBucket};
-use crate::ports::{Body, Bucket, BucketError, ETag, ListRequest, PutIf};
+use crate::disk::LocalDisk;
+use crate::ports::{Body, Bucket, BucketError, Disk as _, ETag, ListRequest, PutIf};
 
 fn body(text: &str) -> Body {
     Body::Bytes(Bytes::copy_from_slice(text.as_bytes()))
@@ -114,10 +115,11 @@ async fn one_of_many_replacers_wins(bucket: &Arc<dyn Bucket>) {
 }
 
 async fn files_are_stored(bucket: &dyn Bucket) {
-    let file = tempfile::NamedTempFile::new().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = LocalDisk::new(folder.path()).create("file").unwrap();
     let content: Vec<u8> = (0..300_000u32).flat_map(u32::to_le_bytes).collect();
-    std::fs::write(file.path(), &content).unwrap();
-    let from_file = |length| Body::File { path: file.path().to_owned(), length };
+    file.write_at(&content, 0).unwrap();
+    let from_file = |length| Body::File { file: Arc::clone(&file), length };
     bucket.put("c5/file", from_file(1_000_000), PutIf::Absent).await.unwrap();
     let found = bucket.get("c5/file", None).await.unwrap();
     assert!(found.bytes[..] == content[..1_000_000]);

@@ -14,7 +14,7 @@
 //! nanoseconds of the modification time at random.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Read as _, Write as _};
+use std::io::{self, ErrorKind, Write as _};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -39,6 +39,9 @@ const STALE_TEMPORARY: Duration = Duration::from_hours(24);
 
 /// A put races with deletes that remove empty folders; it makes them again at most so often.
 const FOLDER_RETRIES: usize = 100;
+
+/// Bytes of a file that are copied at once.
+const COPY_PIECE: u64 = 1 << 20;
 
 /// A directory that holds objects. Any number of processes may use one at once.
 #[derive(Clone, Debug)]
@@ -136,10 +139,18 @@ impl DirectoryBucket {
             let mut file = OpenOptions::new().write(true).create_new(true).open(&temporary.0)?;
             match body {
                 Body::Bytes(bytes) => file.write_all(bytes)?,
-                Body::File { path, length } => {
-                    let copied = io::copy(&mut File::open(path)?.take(*length), &mut file)?;
-                    if copied < *length {
-                        return Ok(Some(ShortFile { found: copied, expected: *length }));
+                Body::File { file: source, length } => {
+                    let found = source.length()?;
+                    if found < *length {
+                        return Ok(Some(ShortFile { found, expected: *length }));
+                    }
+                    let mut piece = vec![0; COPY_PIECE.min(*length) as usize];
+                    let mut at = 0;
+                    while at < *length {
+                        piece.truncate((*length - at).min(COPY_PIECE) as usize);
+                        source.read_at(&mut piece, at)?;
+                        file.write_all(&piece)?;
+                        at += piece.len() as u64;
                     }
                 }
             }

@@ -2,21 +2,28 @@
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, Range};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{AFTER_PREFIX, DELETE_BATCH, LIST_PAGE, ShortFile, check_path, rejected, resolve_range};
+use crate::clock::SystemClock;
 use crate::ports::{
-    Body, Bucket, BucketError, ETag, ListRequest, ListedObject, Listing, Object, ObjectMeta, PutIf,
+    Body, Bucket, BucketError, Clock, ETag, ListRequest, ListedObject, Listing, Object, ObjectMeta, PutIf,
 };
 
 /// Objects in a map. As exact as S3 in its conditions, and as durable as the process.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct MemoryBucket {
     state: Mutex<State>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Default for MemoryBucket {
+    fn default() -> Self {
+        MemoryBucket::new(Arc::new(SystemClock))
+    }
 }
 
 #[derive(Debug, Default)]
@@ -26,6 +33,11 @@ struct State {
 }
 
 impl MemoryBucket {
+    /// Empty; its objects are of the times that the clock tells.
+    pub fn new(clock: Arc<dyn Clock>) -> Self {
+        MemoryBucket { state: Mutex::default(), clock }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // A panic elsewhere cannot leave the map half-changed: every change is one insert or one remove.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -46,13 +58,14 @@ impl Bucket for MemoryBucket {
         check_path("put", path)?;
         let bytes = match body {
             Body::Bytes(bytes) => bytes,
-            Body::File { path: file, length } => {
-                let content = tokio::fs::read(&file).await.map_err(|error| rejected("put", path, error))?;
-                let found = content.len() as u64;
+            Body::File { file, length } => {
+                let found = file.length().map_err(|error| rejected("put", path, error))?;
                 if found < length {
                     return Err(rejected("put", path, ShortFile { found, expected: length }));
                 }
-                Bytes::from(content).slice(..length as usize)
+                let mut content = vec![0; length as usize];
+                file.read_at(&mut content, 0).map_err(|error| rejected("put", path, error))?;
+                content.into()
             }
         };
         let mut state = self.state();
@@ -66,8 +79,8 @@ impl Bucket for MemoryBucket {
         }
         state.writes += 1;
         let etag = ETag(format!("m{}", state.writes));
-        let meta =
-            ObjectMeta { size: bytes.len() as u64, etag: etag.clone(), modified: Some(SystemTime::now()) };
+        let modified = Some(self.clock.now());
+        let meta = ObjectMeta { size: bytes.len() as u64, etag: etag.clone(), modified };
         state.objects.insert(path.into(), (bytes, meta));
         Ok(etag)
     }

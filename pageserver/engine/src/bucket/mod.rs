@@ -1,11 +1,12 @@
 //! Buckets: a directory, S3, and one in memory.
 //!
-//! Reading order: [`config`] (which one, and opening it), [`retry`] (what every caller goes through), [`directory`], [`s3`] (and its `lifecycle` rules), [`memory`], and
+//! Reading order: [`config`] (which one, and opening it), [`retry`] (what every caller goes through), [`directory`], [`s3`] (its `file_body` and its `lifecycle` rules), [`memory`], and
 //! for tests and simulations [`faulty`].
 
 pub mod config;
 pub mod directory;
 pub mod faulty;
+mod file_body;
 mod lifecycle;
 pub mod memory;
 pub mod retry;

@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::unavailable;
+use crate::blocking;
 use crate::object_path::ObjectPath;
 use crate::ports::{Body, Bucket, BucketError, ETag, ListRequest, Listing, Object, ObjectMeta, PutIf};
 
@@ -348,18 +349,17 @@ impl Body {
     }
 
     /// A part of what will be stored; `range` lies within it.
-    async fn part(&self, range: Range<u64>) -> std::io::Result<Bytes> {
+    pub(super) async fn part(&self, range: Range<u64>) -> std::io::Result<Bytes> {
         match self {
             Body::Bytes(bytes) => Ok(bytes.slice(range.start as usize..range.end as usize)),
-            Body::File { path, .. } => {
-                let path = path.clone();
+            Body::File { file, .. } => {
+                let file = Arc::clone(file);
                 let read = move || {
                     let mut part = vec![0; (range.end - range.start) as usize];
-                    let file = std::fs::File::open(path)?;
-                    std::os::unix::fs::FileExt::read_exact_at(&file, &mut part, range.start)?;
+                    file.read_at(&mut part, range.start)?;
                     Ok(part.into())
                 };
-                tokio::task::spawn_blocking(read).await?
+                blocking::run(read).await.map_err(std::io::Error::other)?
             }
         }
     }

@@ -11,12 +11,13 @@ use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_s3::primitives::{ByteStream, DateTime, Length};
+use aws_sdk_s3::primitives::{ByteStream, DateTime};
 use aws_sdk_s3::types::{Delete, ObjectIdentifier};
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 
 use super::config::S3Location;
+use super::file_body::FileBody;
 use super::lifecycle;
 use super::{AFTER_PREFIX, DELETE_BATCH, LIST_PAGE, ShortFile, check_path, rejected, unavailable};
 use crate::ports::{
@@ -125,18 +126,12 @@ impl Bucket for S3Bucket {
         let key = self.key("put", path)?;
         let body = match body {
             Body::Bytes(bytes) => ByteStream::from(bytes),
-            Body::File { path: file, length } => {
-                let found =
-                    tokio::fs::metadata(&file).await.map_err(|error| rejected("put", path, error))?.len();
+            Body::File { file, length } => {
+                let found = file.length().map_err(|error| rejected("put", path, error))?;
                 if found < length {
                     return Err(rejected("put", path, ShortFile { found, expected: length }));
                 }
-                ByteStream::read_from()
-                    .path(file)
-                    .length(Length::Exact(length))
-                    .build()
-                    .await
-                    .map_err(|error| rejected("put", path, error))?
+                ByteStream::from_body_1_x(FileBody::new(file, length))
             }
         };
         let request = self.client.put_object().bucket(&self.bucket).key(key).body(body);

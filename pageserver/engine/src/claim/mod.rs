@@ -16,13 +16,15 @@ mod testing;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use model::{Generation, TenantShardId};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::SystemClock;
 use crate::object_path::ObjectPath;
-use crate::ports::{Bucket, BucketError};
+use crate::ports::{Bucket, BucketError, Clock};
 
 pub(crate) use list::{list_claims, list_timeline_prefixes};
 pub(crate) use take::create_deleted;
@@ -32,6 +34,7 @@ pub use take::{ClaimedBy, ConfirmError, TakeClaimError, claimed_by, last_claim};
 #[derive(Clone)]
 pub struct Claim {
     inner: Arc<Inner>,
+    clock: Arc<dyn Clock>,
 }
 
 struct Inner {
@@ -87,7 +90,15 @@ impl Claim {
                 superseded: CancellationToken::new(),
                 superseded_by: std::sync::OnceLock::new(),
             }),
+            clock: Arc::new(SystemClock),
         }
+    }
+
+    /// The same claim, with another clock than the machine's for what its owner writes.
+    #[must_use]
+    pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Claim {
+        self.clock = clock;
+        self
     }
 
     /// Whose.
@@ -103,6 +114,11 @@ impl Claim {
     /// The bucket that it is in.
     pub fn bucket(&self) -> &Arc<dyn Bucket> {
         &self.inner.bucket
+    }
+
+    /// The time of day, for what its owner writes.
+    pub fn now(&self) -> SystemTime {
+        self.clock.now()
     }
 
     /// Is cancelled once a newer owner was seen. Then nothing may be deleted, reported or acknowledged any more.

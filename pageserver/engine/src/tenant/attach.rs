@@ -103,7 +103,8 @@ impl Tenants {
     pub async fn attach(&self, shard: TenantShardId) -> Result<Arc<Tenant>, AttachError> {
         let claim = Claim::take(Arc::clone(&self.inner.bucket), shard)
             .await
-            .map_err(|source| AttachError::Claim { tenant: shard, source })?;
+            .map_err(|source| AttachError::Claim { tenant: shard, source })?
+            .with_clock(Arc::clone(&self.inner.clock));
         info!(tenant = %shard, generation = %claim.generation(), "claimed");
         let config =
             config::load(&claim).await.map_err(|source| AttachError::Config { tenant: shard, source })?;
@@ -143,7 +144,9 @@ impl Tenants {
             }
             self.let_go(&here, Some(CLOSE_PATIENCE)).await;
         }
-        let claim = Claim::confirm(Arc::clone(&self.inner.bucket), shard, generation, &by).await?;
+        let claim = Claim::confirm(Arc::clone(&self.inner.bucket), shard, generation, &by)
+            .await?
+            .with_clock(Arc::clone(&self.inner.clock));
         let config = config::settle(&claim, config).await?;
         info!(tenant = %shard, %generation, ?mode, "attached");
         let tenant = Arc::new(Tenant::new(claim, mode, Some(by.attempt)));

@@ -187,7 +187,7 @@ impl Tenants {
         if care.collected.is_none_or(|at| now.duration_since(at) >= settings.collect_period) {
             care.collected = Some(now);
             let before = timeline.retention().cutoff;
-            match tenant.move_cutoff(timeline, tenant.keep(settings.keep), SystemTime::now()).await {
+            match tenant.move_cutoff(timeline, tenant.keep(settings.keep), tenant.claim().now()).await {
                 Ok(after) if after.cutoff > before => {
                     self.inner.maintenance.cutoffs.fetch_add(1, Relaxed);
                 }
@@ -243,7 +243,7 @@ impl Tenants {
                 continue;
             }
             last.insert(id, Instant::now());
-            if let Err(error) = self.sweep_tenant(&tenant, settings.grace, SystemTime::now()).await {
+            if let Err(error) = self.sweep_tenant(&tenant, settings.grace, tenant.claim().now()).await {
                 info!(tenant = %tenant.shard(), error = %error_story(&error), "orphans remain for now");
             }
         }

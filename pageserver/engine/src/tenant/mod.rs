@@ -33,7 +33,7 @@ use crate::compact::FailedJob;
 use crate::deletion::DeleteTenantError;
 use crate::index_keeper::IndexTrouble;
 use crate::index_store::{LoadIndexError, PutIndexError};
-use crate::ports::{Bucket, BucketError};
+use crate::ports::{Bucket, BucketError, Clock};
 use crate::timeline::{OpenError, Timeline, TimelineInfo, TimelinePolicy};
 use crate::wal_keeper::KeepWalError;
 
@@ -57,6 +57,7 @@ struct Inner {
     cache: Arc<ChunkCache>,
     budget: Arc<TailBudget>,
     policy: TimelinePolicy,
+    clock: Arc<dyn Clock>,
     tenants: RwLock<HashMap<TenantId, Arc<Tenant>>>,
     /// One creation, attachment, detachment or deletion of a tenant at a time.
     changing: std::sync::Mutex<HashMap<TenantId, std::sync::Weak<Mutex<()>>>>,
@@ -220,6 +221,7 @@ impl Tenants {
         cache: Arc<ChunkCache>,
         budget: Arc<TailBudget>,
         policy: TimelinePolicy,
+        clock: Arc<dyn Clock>,
     ) -> Tenants {
         Tenants {
             inner: Arc::new(Inner {
@@ -227,6 +229,7 @@ impl Tenants {
                 cache,
                 budget,
                 policy,
+                clock,
                 tenants: RwLock::default(),
                 changing: std::sync::Mutex::default(),
                 opening: Semaphore::new(OPENING_AT_ONCE),

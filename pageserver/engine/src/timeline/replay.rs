@@ -18,6 +18,7 @@ use super::owner::{Owner, OwnerError, State};
 use super::reap::Reaper;
 use super::{Progress, Shared, Timeline, TimelineFacts, TimelinePolicy};
 use crate::as_of::ReadError;
+use crate::blocking;
 use crate::budget::TailBudget;
 use crate::changes::Changes;
 use crate::chunk_cache::ChunkCache;
@@ -277,9 +278,8 @@ async fn replay(
     for object in run {
         let path = wal_path(tenant_shard, timeline, object);
         let bytes = place.bucket.get(&path, None).await?.bytes;
-        let decoded = tokio::task::spawn_blocking(move || wal_object::decode(&bytes))
-            .await
-            .map_err(|_| KeepWalError::Stopped)?;
+        let decoded =
+            blocking::run(move || wal_object::decode(&bytes)).await.map_err(|_| KeepWalError::Stopped)?;
         let (header, mut raw) =
             decoded.map_err(|source| OpenError::WalObject { path: path.clone(), source })?;
         if (header.start, header.end, header.tli) != (object.start, object.end, object.tli)

@@ -175,9 +175,10 @@ impl Timeline {
         if self.archived().await.is_none() {
             // No source has this WAL any more: what is not in the bucket when nobody receives any longer would be lost.
             self.seal_now().await.map_err(AppendError::from)?;
+            let now = self.index().claim().now();
             self.index()
                 .update(|part| {
-                    part.archived_at = Some(UtcTime::from_system_time(std::time::SystemTime::now()));
+                    part.archived_at = Some(UtcTime::from_system_time(now));
                     if let Some(ours) = &mut part.palimpsest {
                         ours.archived = Some(Archived {
                             reason: reason.to_owned(),
