@@ -3,7 +3,7 @@
 //! Every parser here takes bytes from outside (a socket, the bucket, a disk, another program's files) and answers bad ones with an error
 //! that says where and what was expected; none panics, none allocates more than its input justifies.
 //!
-//! Reading order: [`bytes_in`], [`wal`], [`page`], [`value`], [`layer`], [`index_part`]; what else a cluster keeps: [`directory`],
+//! Reading order: [`bytes_in`], [`wal`], [`page`], [`value`], [`layer`], [`index_part`], [`heatmap`]; what else a cluster keeps: [`directory`],
 //! [`checkpoint`], [`slru`], [`relmap`], [`two_phase`], [`tablespaces`]; who asks for pages: [`shard`], [`pagestream`].
 
 pub mod backup_label;
@@ -11,6 +11,7 @@ pub mod bytes_in;
 pub mod checkpoint;
 pub mod control;
 pub mod directory;
+pub mod heatmap;
 pub mod history;
 pub mod index_part;
 pub mod layer;

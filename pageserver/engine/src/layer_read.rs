@@ -12,7 +12,8 @@ use model::{BLOCK_SIZE, Key, KeyRange, LayerName, Lsn, PgTimestamp};
 use tokio::sync::{OnceCell, mpsc};
 
 use crate::as_of::ReadError;
-use crate::chunk_cache::{CHUNK_SIZE, FetchError, Object, joined};
+use crate::chunk_cache::heat::Heat;
+use crate::chunk_cache::{CHUNK_SIZE, FetchError, Object, PieceKind, ReadFor, joined};
 use crate::claim::{Claim, ValidateError};
 use crate::disk::OwnFile;
 use crate::layer_map::MapLayer;
@@ -31,6 +32,7 @@ pub struct Layer {
     layout: OnceCell<Layout>,
     warmed: OnceCell<()>,
     commit_times: Option<(PgTimestamp, PgTimestamp)>,
+    heat: Heat,
     /// Where to say that nobody reads it any more, once no index names it.
     retired: OnceLock<Retired>,
 }
@@ -82,6 +84,7 @@ impl Layer {
             layout: OnceCell::new_with(layout),
             warmed: OnceCell::new(),
             commit_times,
+            heat: Heat::default(),
             retired: OnceLock::new(),
         }
     }
@@ -112,29 +115,53 @@ impl Layer {
     }
 
     /// Makes a complete local file its local copy.
-    pub(crate) fn adopt(&self, file: OwnFile) {
-        self.object.adopt(file);
+    pub(crate) async fn adopt(&self, file: OwnFile) {
+        self.object.adopt(file).await;
+    }
+
+    /// How often it was read lately: reads of one key each, by readers and not by scans. Counts half after
+    /// [`crate::chunk_cache::HEAT_HALVES`].
+    pub fn heat(&self) -> u32 {
+        self.heat.value(self.object.cache().period())
+    }
+
+    pub(crate) fn heat_cell(&self) -> &Heat {
+        &self.heat
+    }
+
+    pub(crate) fn object(&self) -> &Object {
+        &self.object
+    }
+
+    fn touch(&self, reading: ReadFor) {
+        if reading == ReadFor::Reader {
+            self.heat.touch(self.object.cache().period());
+        }
     }
 
     /// The value of `key` in an image layer.
     pub async fn image(&self, key: Key) -> Result<Option<Bytes>, ReadError> {
-        self.try_image(key).await.map_err(|error| self.story(error))
+        let reading = ReadFor::current();
+        self.touch(reading);
+        self.try_image(key, reading).await.map_err(|error| self.story(error))
     }
 
     /// The versions of `key` in a delta layer above `above` (exclusive) up to `lsn` (inclusive), newest first, ending with the first that
     /// needs no predecessor.
     pub async fn versions_down(&self, key: Key, above: Lsn, lsn: Lsn) -> Result<Vec<Version>, ReadError> {
-        self.try_versions_down(key, above, lsn).await.map_err(|error| self.story(error))
+        let reading = ReadFor::current();
+        self.touch(reading);
+        self.try_versions_down(key, above, lsn, reading).await.map_err(|error| self.story(error))
     }
 
     /// Every version in a delta layer of keys of `keys`, by key and LSN.
     pub async fn versions_of(&self, keys: &KeyRange) -> Result<Vec<Version>, ReadError> {
-        self.try_versions_of(keys).await.map_err(|error| self.story(error))
+        self.try_versions_of(keys, ReadFor::current()).await.map_err(|error| self.story(error))
     }
 
     /// The keys of a range that have a version at or below `lsn` here.
     pub async fn keys_in(&self, keys: KeyRange, lsn: Lsn) -> Result<Vec<Key>, ReadError> {
-        self.try_keys_in(&keys, lsn).await.map_err(|error| self.story(error))
+        self.try_keys_in(&keys, lsn, ReadFor::current()).await.map_err(|error| self.story(error))
     }
 
     fn story(&self, error: ReadFileError) -> ReadError {
@@ -144,20 +171,26 @@ impl Layer {
         }
     }
 
-    async fn try_image(&self, key: Key) -> Result<Option<Bytes>, ReadFileError> {
+    async fn try_image(&self, key: Key, reading: ReadFor) -> Result<Option<Bytes>, ReadFileError> {
         let layout = self.layout().await?;
         let mut scan = ImageScan::key(layout, key);
         let mut found = Vec::new();
         while let Some(wanted) = scan.wants() {
-            scan.feed(as_block(&self.block(layout, wanted).await?), &mut found)?;
+            scan.feed(as_block(&self.block(layout, wanted, reading).await?), &mut found)?;
         }
         match found.first() {
-            Some(entry) => self.value(layout, entry.at).await.map(Some),
+            Some(entry) => self.value(layout, entry.at, reading).await.map(Some),
             None => Ok(None),
         }
     }
 
-    async fn try_versions_down(&self, key: Key, above: Lsn, lsn: Lsn) -> Result<Vec<Version>, ReadFileError> {
+    async fn try_versions_down(
+        &self,
+        key: Key,
+        above: Lsn,
+        lsn: Lsn,
+        reading: ReadFor,
+    ) -> Result<Vec<Version>, ReadFileError> {
         let layout = self.layout().await?;
         let lsns = Lsn(above.0.saturating_add(1))..Lsn(lsn.0.saturating_add(1));
         if lsns.is_empty() {
@@ -166,39 +199,48 @@ impl Layer {
         let mut scan = DeltaScan::key(layout, key, &lsns);
         let mut found = Vec::new();
         while let Some(wanted) = scan.wants() {
-            scan.feed(as_block(&self.block(layout, wanted).await?), &mut found)?;
+            scan.feed(as_block(&self.block(layout, wanted, reading).await?), &mut found)?;
         }
         let mut versions = Vec::with_capacity(found.len());
         for entry in found {
-            let value = self.value(layout, entry.at).await?;
+            let value = self.value(layout, entry.at, reading).await?;
             versions.push(Version { key, lsn: entry.lsn, value, will_init: entry.will_init });
         }
         Ok(versions)
     }
 
-    async fn try_versions_of(&self, keys: &KeyRange) -> Result<Vec<Version>, ReadFileError> {
+    async fn try_versions_of(
+        &self,
+        keys: &KeyRange,
+        reading: ReadFor,
+    ) -> Result<Vec<Version>, ReadFileError> {
         let layout = self.layout().await?;
         let mut scan = DeltaScan::range(layout, (keys.start, Lsn(0))..(keys.end, Lsn(0)));
         let mut found = Vec::new();
         while let Some(wanted) = scan.wants() {
-            scan.feed(as_block(&self.block(layout, wanted).await?), &mut found)?;
+            scan.feed(as_block(&self.block(layout, wanted, reading).await?), &mut found)?;
         }
         let mut versions = Vec::with_capacity(found.len());
         for entry in found {
-            let value = self.value(layout, entry.at).await?;
+            let value = self.value(layout, entry.at, reading).await?;
             versions.push(Version { key: entry.key, lsn: entry.lsn, value, will_init: entry.will_init });
         }
         Ok(versions)
     }
 
-    async fn try_keys_in(&self, keys: &KeyRange, lsn: Lsn) -> Result<Vec<Key>, ReadFileError> {
+    async fn try_keys_in(
+        &self,
+        keys: &KeyRange,
+        lsn: Lsn,
+        reading: ReadFor,
+    ) -> Result<Vec<Key>, ReadFileError> {
         let layout = self.layout().await?;
         let mut out = Vec::new();
         if self.is_delta() {
             let mut scan = DeltaScan::range(layout, (keys.start, Lsn(0))..(keys.end, Lsn(0)));
             let mut found = Vec::new();
             while let Some(wanted) = scan.wants() {
-                scan.feed(as_block(&self.block(layout, wanted).await?), &mut found)?;
+                scan.feed(as_block(&self.block(layout, wanted, reading).await?), &mut found)?;
             }
             out.extend(found.into_iter().filter(|entry| entry.lsn <= lsn).map(|entry| entry.key));
             out.dedup();
@@ -206,7 +248,7 @@ impl Layer {
             let mut scan = ImageScan::range(layout, keys);
             let mut found = Vec::new();
             while let Some(wanted) = scan.wants() {
-                scan.feed(as_block(&self.block(layout, wanted).await?), &mut found)?;
+                scan.feed(as_block(&self.block(layout, wanted, reading).await?), &mut found)?;
             }
             out.extend(found.into_iter().map(|entry| entry.key));
         }
@@ -216,7 +258,7 @@ impl Layer {
     async fn layout(&self) -> Result<&Layout, ReadFileError> {
         self.layout
             .get_or_try_init(|| async {
-                let chunk = self.raw_chunk(0).await?;
+                let chunk = self.raw_chunk(0, PieceKind::Data, ReadFor::Reader).await?;
                 let block = chunk.first_chunk::<BLOCK_SIZE>().ok_or_else(|| too_short(0, chunk.len()))?;
                 let summary = Summary::decode(block)?;
                 if summary.name != self.name {
@@ -246,8 +288,8 @@ impl Layer {
     }
 
     /// A checked block.
-    async fn block(&self, layout: &Layout, block: u32) -> Result<Bytes, ReadFileError> {
-        let chunk = self.chunk(layout, block / BLOCKS_PER_CHUNK).await?;
+    async fn block(&self, layout: &Layout, block: u32, reading: ReadFor) -> Result<Bytes, ReadFileError> {
+        let chunk = self.chunk(layout, block / BLOCKS_PER_CHUNK, reading).await?;
         let at = (block % BLOCKS_PER_CHUNK) as usize * BLOCK_SIZE;
         if chunk.len() < at + BLOCK_SIZE {
             return Err(too_short(u64::from(block) * BLOCK_SIZE as u64, chunk.len() - at.min(chunk.len())));
@@ -256,45 +298,51 @@ impl Layer {
     }
 
     /// A checked chunk.
-    async fn chunk(&self, layout: &Layout, chunk: u32) -> Result<Bytes, ReadFileError> {
-        if let Some(bytes) = self.object.in_memory(chunk) {
+    async fn chunk(&self, layout: &Layout, chunk: u32, reading: ReadFor) -> Result<Bytes, ReadFileError> {
+        if let Some(bytes) = self.object.in_memory(chunk, kind_of(layout, chunk), reading) {
             return Ok(bytes);
         }
-        self.load_chunk(layout, chunk).await
+        self.load_chunk(layout, chunk, reading).await
     }
 
-    async fn load_chunk(&self, layout: &Layout, chunk: u32) -> Result<Bytes, ReadFileError> {
+    async fn load_chunk(
+        &self,
+        layout: &Layout,
+        chunk: u32,
+        reading: ReadFor,
+    ) -> Result<Bytes, ReadFileError> {
         if u64::from(chunk) * CHUNK_SIZE >= layout.values_end() {
             self.warm(layout).await?;
         }
-        let bytes = self.raw_chunk(chunk).await?;
-        self.check_chunk(layout, chunk, &bytes).await?;
-        self.object.admit(chunk, bytes.clone());
+        let kind = kind_of(layout, chunk);
+        let bytes = self.raw_chunk(chunk, kind, reading).await?;
+        self.check_chunk(layout, chunk, &bytes, reading).await?;
+        self.object.admit(chunk, kind, reading, bytes.clone());
         Ok(bytes)
     }
 
-    /// Adjacent chunks, checked, and not kept in memory: for reading a layer from one end to the other.
+    /// Adjacent chunks, checked, for one who reads the layer from one end to the other: what is at hand is used, and nothing that is fetched is kept.
     pub(crate) async fn chunks(
         &self,
         layout: &Layout,
         chunks: std::ops::Range<u32>,
     ) -> Result<Vec<Bytes>, ReadError> {
         let read = async {
-            let loaded = match self.object.load_run(chunks.clone()).await {
+            let loaded = match self.object.load_run_once(chunks.clone()).await {
                 Err(FetchError::Gone(path)) => Err(self.gone(path).await),
                 other => Ok(other?),
             }?;
             for (chunk, bytes) in chunks.zip(&loaded) {
-                self.check_chunk(layout, chunk, bytes).await?;
+                self.check_chunk(layout, chunk, bytes, ReadFor::Scan).await?;
             }
             Ok(loaded)
         };
         read.await.map_err(|error| self.story(error))
     }
 
-    /// A checked block of the index.
+    /// A checked block of the index, for the same.
     pub(crate) async fn index_block(&self, layout: &Layout, block: u32) -> Result<Bytes, ReadError> {
-        self.block(layout, block).await.map_err(|error| self.story(error))
+        self.block(layout, block, ReadFor::Scan).await.map_err(|error| self.story(error))
     }
 
     /// Where things are in its file.
@@ -312,16 +360,29 @@ impl Layer {
         self.story(error.into())
     }
 
-    async fn check_chunk(&self, layout: &Layout, chunk: u32, bytes: &[u8]) -> Result<(), ReadFileError> {
+    async fn check_chunk(
+        &self,
+        layout: &Layout,
+        chunk: u32,
+        bytes: &[u8],
+        reading: ReadFor,
+    ) -> Result<(), ReadFileError> {
         if let Some(table) = layout.checksums() {
             for (index, block) in bytes.chunks_exact(BLOCK_SIZE).enumerate() {
-                self.check(table, chunk * BLOCKS_PER_CHUNK + index as u32, as_block(block)).await?;
+                let number = chunk * BLOCKS_PER_CHUNK + index as u32;
+                self.check(table, number, as_block(block), reading).await?;
             }
         }
         Ok(())
     }
 
-    async fn check(&self, table: ChecksumTable, number: u32, block: &Block) -> Result<(), ReadFileError> {
+    async fn check(
+        &self,
+        table: ChecksumTable,
+        number: u32,
+        block: &Block,
+        reading: ReadFor,
+    ) -> Result<(), ReadFileError> {
         if number == 0 {
             Summary::decode(block)?;
         } else if table.blocks().contains(&number) {
@@ -329,9 +390,9 @@ impl Layer {
         } else if let Some(sum) = table.locate(number) {
             // From memory when its chunk was admitted, else unchecked: a block of the table checks itself.
             let chunk = sum.table_block / BLOCKS_PER_CHUNK;
-            let bytes = match self.object.in_memory(chunk) {
+            let bytes = match self.object.in_memory(chunk, PieceKind::Index, reading) {
                 Some(bytes) => bytes,
-                None => self.raw_chunk(chunk).await?,
+                None => self.raw_chunk(chunk, PieceKind::Index, reading).await?,
             };
             let at = (sum.table_block % BLOCKS_PER_CHUNK) as usize * BLOCK_SIZE;
             let sums = bytes.get(at..at + BLOCK_SIZE).ok_or_else(|| too_short(at as u64, bytes.len()))?;
@@ -341,8 +402,8 @@ impl Layer {
         Ok(())
     }
 
-    async fn raw_chunk(&self, chunk: u32) -> Result<Bytes, ReadFileError> {
-        match self.object.load(chunk).await {
+    async fn raw_chunk(&self, chunk: u32, kind: PieceKind, reading: ReadFor) -> Result<Bytes, ReadFileError> {
+        match self.object.load(chunk, kind, reading).await {
             Err(FetchError::Gone(path)) => Err(self.gone(path).await),
             other => Ok(other?),
         }
@@ -358,31 +419,41 @@ impl Layer {
     }
 
     /// The value whose header begins at offset `at`.
-    async fn value(&self, layout: &Layout, at: u64) -> Result<Bytes, ReadFileError> {
-        if let Some(value) = self.object.unpacked(at) {
+    async fn value(&self, layout: &Layout, at: u64, reading: ReadFor) -> Result<Bytes, ReadFileError> {
+        if let Some(value) = self.object.unpacked(at, reading) {
             return Ok(value);
         }
-        let chunk = self.chunk(layout, (at / CHUNK_SIZE) as u32).await?;
+        let chunk = self.chunk(layout, (at / CHUNK_SIZE) as u32, reading).await?;
         let within = (at % CHUNK_SIZE) as usize;
         let rest = chunk.slice(within.min(chunk.len())..);
         let head = if rest.len() >= 4 {
             BlobHead::parse(layout, at, &rest)?
         } else {
-            BlobHead::parse(layout, at, &self.bytes(layout, at, (at + 4).min(layout.values_end())).await?)?
+            BlobHead::parse(
+                layout,
+                at,
+                &self.bytes(layout, at, (at + 4).min(layout.values_end()), reading).await?,
+            )?
         };
-        let stored = self.bytes(layout, head.start(), head.end()).await?;
+        let stored = self.bytes(layout, head.start(), head.end(), reading).await?;
         if !head.compressed {
             return Ok(stored);
         }
-        Ok(self.object.unpack(at, &head, &stored)?)
+        Ok(self.object.unpack(at, &head, &stored, reading)?)
     }
 
     /// Checked bytes from anywhere in the file.
-    async fn bytes(&self, layout: &Layout, start: u64, end: u64) -> Result<Bytes, ReadFileError> {
+    async fn bytes(
+        &self,
+        layout: &Layout,
+        start: u64,
+        end: u64,
+        reading: ReadFor,
+    ) -> Result<Bytes, ReadFileError> {
         let (first, last) = ((start / CHUNK_SIZE) as u32, (end.max(start + 1) - 1) / CHUNK_SIZE);
         let mut pieces = Vec::with_capacity(2);
         for chunk in first..=last as u32 {
-            let bytes = self.chunk(layout, chunk).await?;
+            let bytes = self.chunk(layout, chunk, reading).await?;
             let base = u64::from(chunk) * CHUNK_SIZE;
             let from = start.saturating_sub(base) as usize;
             let to = (end - base).min(bytes.len() as u64) as usize;
@@ -394,6 +465,11 @@ impl Layer {
         let all = joined(&pieces);
         if all.len() as u64 == end - start { Ok(all) } else { Err(too_short(start, all.len())) }
     }
+}
+
+/// A chunk in which the index or the checksums begin holds values, too, and is worth as much as they are.
+fn kind_of(layout: &Layout, chunk: u32) -> PieceKind {
+    if (u64::from(chunk) + 1) * CHUNK_SIZE > layout.values_end() { PieceKind::Index } else { PieceKind::Data }
 }
 
 fn as_block(bytes: &[u8]) -> &Block {

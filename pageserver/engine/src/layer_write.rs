@@ -255,7 +255,7 @@ impl LayerStore {
             }
             Err(error) => return Err(failed(error)),
         }
-        layer.adopt(file);
+        layer.adopt(file).await;
         Ok(WrittenLayer { layer, finished })
     }
 }

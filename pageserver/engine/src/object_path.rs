@@ -3,6 +3,7 @@
 //! ```text
 //! tenants/<tenant shard>/timelines/<timeline>/<layer>[-<generation>]
 //! tenants/<tenant shard>/timelines/<timeline>/index_part.json[-<generation>]
+//! tenants/<tenant shard>/heatmap-v1.json
 //! palimpsest/claims/<tenant shard>/<generation>
 //! palimpsest/tombstones/<tenant shard>/<timeline>
 //! palimpsest/wal/<tenant shard>/<timeline>/<Postgres timeline %08X>/<start %016X>-<end %016X>-<generation>
@@ -19,6 +20,7 @@ use std::str::FromStr;
 use model::{Generation, LayerObjectName, Lsn, TenantShardId, TimelineId, Tli};
 
 const INDEX: &str = "index_part.json";
+const HEAT_MAP: &str = "heatmap-v1.json";
 
 /// Which object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -40,6 +42,11 @@ pub enum ObjectPath {
         timeline: TimelineId,
         /// The owner; `None` for one older than generations.
         generation: Option<Generation>,
+    },
+    /// What of a tenant shard its last owner had near at hand.
+    HeatMap {
+        /// Which tenant shard.
+        tenant: TenantShardId,
     },
     /// Says that a process owns, or owned, a tenant shard.
     Claim {
@@ -139,6 +146,7 @@ impl fmt::Display for ObjectPath {
                 write!(f, "tenants/{tenant}/timelines/{timeline}/{INDEX}")?;
                 generation.map_or(Ok(()), |generation| write!(f, "-{generation}"))
             }
+            ObjectPath::HeatMap { tenant } => write!(f, "tenants/{tenant}/{HEAT_MAP}"),
             ObjectPath::Claim { tenant, generation } => write!(f, "palimpsest/claims/{tenant}/{generation}"),
             ObjectPath::Tombstone { tenant, timeline } => {
                 write!(f, "palimpsest/tombstones/{tenant}/{timeline}")
@@ -176,18 +184,21 @@ fn parse(text: &str) -> Option<ObjectPath> {
     let path = match part()? {
         "tenants" => {
             let tenant = part()?.parse().ok()?;
-            if part()? != "timelines" {
-                return None;
-            }
-            let timeline = part()?.parse().ok()?;
-            let name = part()?;
-            match name.strip_prefix(INDEX) {
-                Some("") => ObjectPath::Index { tenant, timeline, generation: None },
-                Some(suffix) => {
-                    let generation = suffix.strip_prefix('-')?.parse().ok()?;
-                    ObjectPath::Index { tenant, timeline, generation: Some(generation) }
+            match part()? {
+                HEAT_MAP => ObjectPath::HeatMap { tenant },
+                "timelines" => {
+                    let timeline = part()?.parse().ok()?;
+                    let name = part()?;
+                    match name.strip_prefix(INDEX) {
+                        Some("") => ObjectPath::Index { tenant, timeline, generation: None },
+                        Some(suffix) => {
+                            let generation = suffix.strip_prefix('-')?.parse().ok()?;
+                            ObjectPath::Index { tenant, timeline, generation: Some(generation) }
+                        }
+                        None => ObjectPath::Layer { tenant, timeline, name: name.parse().ok()? },
+                    }
                 }
-                None => ObjectPath::Layer { tenant, timeline, name: name.parse().ok()? },
+                _ => return None,
             }
         }
         "palimpsest" => match part()? {
@@ -242,6 +253,7 @@ mod tests {
             format!("tenants/{TENANT}/timelines/{TIMELINE}/{}-{}__0000000002000000", key('0'), key('F')),
             format!("tenants/{TENANT}/timelines/{TIMELINE}/index_part.json-00000007"),
             format!("tenants/{TENANT}/timelines/{TIMELINE}/index_part.json"),
+            format!("tenants/{TENANT}-0102/heatmap-v1.json"),
             format!("palimpsest/claims/{TENANT}-0102/ffffffff"),
             format!("palimpsest/tombstones/{TENANT}/{TIMELINE}"),
             format!("palimpsest/wal/{TENANT}/{TIMELINE}/0000000B/00000000020000A0-0000000003000000-00000001"),
@@ -262,6 +274,8 @@ mod tests {
             format!("tenants/{TENANT}/timelines/{TIMELINE}/index_part.json-0000000A"),
             format!("tenants/{TENANT}/timelines/{TIMELINE}/initdb.tar.zst"),
             format!("tenants/{TENANT}/timelines/{TIMELINE}/index_part.json-00000007/x"),
+            format!("tenants/{TENANT}/heatmap-v2.json"),
+            format!("tenants/{TENANT}/heatmap-v1.json/x"),
             format!("palimpsest/claims/{TENANT}/+fffffff"),
             format!("palimpsest/wal/{TENANT}/{TIMELINE}/+000000B/0-1-00000001"),
             "palimpsest/other/x".into(),

@@ -154,9 +154,29 @@ pub struct Config {
     #[arg(long, value_name = "BYTES", default_value = "256MiB")]
     pub cache_memory: ByteCount,
 
+    /// Of these, memory for the indexes of layers, which what is read never pushes out. At most half counts.
+    #[arg(long, value_name = "BYTES", default_value = "64MiB")]
+    pub cache_index_memory: ByteCount,
+
     /// Disk for parts of layers that were read or written. It is emptied at every start.
     #[arg(long, value_name = "BYTES", default_value = "20GiB")]
     pub cache_disk: ByteCount,
+
+    /// Above so much of its file system in use, by whomever, in hundredths, the cache on disk gives way …
+    #[arg(long, value_name = "PERCENT", default_value = "80")]
+    pub cache_disk_most_used: u8,
+
+    /// … and below so much of it free.
+    #[arg(long, value_name = "BYTES", default_value = "2GiB")]
+    pub cache_disk_least_free: ByteCount,
+
+    /// How often it is saved to the bucket what of a tenant is in the cache, for the next server that has it. 0s: never.
+    #[arg(long, value_name = "DURATION", default_value = "10m")]
+    pub heatmap_period: Span,
+
+    /// How fast the cache is filled with what the last server of a tenant had, in bytes a second, while nobody waits for the bucket. 0: not at all.
+    #[arg(long, value_name = "BYTES", default_value = "64MiB")]
+    pub warm_up_rate: ByteCount,
 
     /// WAL goes to the bucket in objects of this size at most …
     #[arg(long, value_name = "BYTES", default_value = "8MiB")]
@@ -488,7 +508,12 @@ impl Config {
             ("max_l0_layers".into(), self.max_l0_layers.to_string()),
             ("orphan_grace".into(), self.orphan_grace.to_string()),
             ("cache_memory".into(), self.cache_memory.to_string()),
+            ("cache_index_memory".into(), self.cache_index_memory.to_string()),
             ("cache_disk".into(), self.cache_disk.to_string()),
+            ("cache_disk_most_used".into(), self.cache_disk_most_used.to_string()),
+            ("cache_disk_least_free".into(), self.cache_disk_least_free.to_string()),
+            ("heatmap_period".into(), self.heatmap_period.to_string()),
+            ("warm_up_rate".into(), self.warm_up_rate.to_string()),
             ("wal_seal_bytes".into(), self.wal_seal_bytes.to_string()),
             ("wal_seal_age".into(), self.wal_seal_age.to_string()),
             ("wal_idle_seal_age".into(), self.wal_idle_seal_age.to_string()),
@@ -567,6 +592,12 @@ impl Config {
             if !(ByteCount(64 << 10)..=ByteCount(1 << 50)).contains(&value) {
                 return invalid(name, "expected 64KiB to 1024TiB");
             }
+        }
+        if !(1..=100).contains(&self.cache_disk_most_used) {
+            return invalid("cache_disk_most_used", "expected 1 to 100");
+        }
+        if !self.heatmap_period.0.is_zero() && self.heatmap_period.0 < Duration::from_secs(1) {
+            return invalid("heatmap_period", "expected 0s, or 1s and more");
         }
         if !(1..=1024).contains(&self.max_batch_size) {
             return invalid("max_batch_size", "expected 1 to 1024");
@@ -782,6 +813,8 @@ mod tests {
             ("idle_timeout", "soon"),
             ("bucket", "ftp://x"),
             ("max_batch_size", "0"),
+            ("cache_disk_most_used", "101"),
+            ("heatmap_period", "10ms"),
             ("log_filter", "a=b=c"),
         ] {
             let error = read_with(&["-c", &format!("{name}={value}")], &[]).unwrap_err().to_string();

@@ -1,5 +1,6 @@
 //! The process from start to end: lock, bind, serve, and on a signal stop accepting, flush, upload, go.
 
+use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -7,9 +8,10 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context as _, bail};
 use engine::bucket::{BucketConfig, BucketMetrics};
 use engine::budget::TailBudget;
-use engine::chunk_cache::{CacheLimits, ChunkCache};
+use engine::chunk_cache::{CacheLimits, ChunkCache, Watermarks};
 use engine::clock::SystemClock;
 use engine::disk::LocalDisk;
+use engine::heatmap::{HeatMapPolicy, HeatMaps};
 use engine::ports::Bucket;
 use engine::tenant::Tenants;
 use engine::timeline::TimelinePolicy;
@@ -126,7 +128,15 @@ async fn serve(
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
-    let limits = CacheLimits { memory: config.cache_memory.0 as usize, disk: config.cache_disk.0 };
+    let limits = CacheLimits {
+        memory: config.cache_memory.0 as usize,
+        index_memory: config.cache_index_memory.0 as usize,
+        disk: config.cache_disk.0,
+        watermarks: Watermarks {
+            most_used_percent: config.cache_disk_most_used,
+            least_free: config.cache_disk_least_free.0,
+        },
+    };
     let cache =
         ChunkCache::new(Arc::clone(&bucket), Arc::new(LocalDisk::new(workdir.path().join("cache"))), limits)
             .context("cannot use the cache directory")?;
@@ -152,6 +162,7 @@ async fn serve(
         policy,
         Arc::new(SystemClock),
     );
+    start_cache(&supervisor, config, &tenants, &cache);
     let mut superseded = tenants.superseded();
     let secrets = Secrets {
         passfile: config.passfile.clone().into(),
@@ -260,6 +271,23 @@ async fn serve(
         _ = interrupt.recv() => tracing::warn!("second signal: leaving at once"),
     }
     cancel_bucket.cancel();
+    Ok(())
+}
+
+/// What the cache does by itself: keeping within its limits, and heat maps.
+fn start_cache(supervisor: &Supervisor, config: &Config, tenants: &Tenants, cache: &Arc<ChunkCache>) {
+    let policy = HeatMapPolicy { period: config.heatmap_period.0, warm_up_rate: config.warm_up_rate.0 };
+    let maps = HeatMaps::new(tenants.clone(), Arc::clone(cache), policy);
+    let cache = Arc::clone(cache);
+    supervisor.start("cache", OnFailure::Restart, move |stop| done(Arc::clone(&cache).keep(stop)));
+    let saved = maps.clone();
+    supervisor.start("heat maps", OnFailure::Restart, move |stop| done(saved.clone().save(stop)));
+    supervisor.start("warm-up", OnFailure::Restart, move |stop| done(maps.clone().warm_up(stop)));
+}
+
+/// Work that cannot fail.
+async fn done(work: impl Future<Output = ()>) -> Result<(), Infallible> {
+    work.await;
     Ok(())
 }
 

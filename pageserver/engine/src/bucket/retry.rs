@@ -166,6 +166,7 @@ impl Labels {
             Ok(ObjectPath::Index { tenant, timeline, .. }) => (Some(tenant), Some(timeline), "index"),
             Ok(ObjectPath::Wal { tenant, timeline, .. }) => (Some(tenant), Some(timeline), "wal"),
             Ok(ObjectPath::Tombstone { tenant, timeline }) => (Some(tenant), Some(timeline), "tombstone"),
+            Ok(ObjectPath::HeatMap { tenant }) => (Some(tenant), None, "heatmap"),
             Ok(ObjectPath::Claim { tenant, .. }) => (Some(tenant), None, "claim"),
             Ok(ObjectPath::Config { tenant, .. }) => (Some(tenant), None, "config"),
             Ok(ObjectPath::Probe { .. }) | Err(_) => (None, None, "other"),

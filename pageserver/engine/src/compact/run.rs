@@ -19,6 +19,7 @@ use super::shelf::LayerFacts;
 use super::stream::{Input, Stream, Streamed};
 use super::write::{Cutter, Deltas, Images, Piece};
 use crate::as_of::ReadError;
+use crate::chunk_cache::as_scan;
 use crate::claim::ValidateError;
 use crate::index_keeper::Changed;
 use crate::index_store::PutIndexError;
@@ -112,7 +113,9 @@ pub async fn compact_once(
         Choice::Drop(_) => Key::ALL,
         Choice::Merge { keys, .. } | Choice::Image { keys, .. } | Choice::Trim { keys, .. } => keys.clone(),
     };
-    let done = carry_out(timeline, policy, choice).await.map_err(|source| FailedJob { keys, source })?;
+    // It comes by everything once.
+    let done =
+        as_scan(carry_out(timeline, policy, choice)).await.map_err(|source| FailedJob { keys, source })?;
     info!(timeline = %timeline.id(), kind = done.kind, removed = done.removed, removed_bytes = done.removed_bytes, added = done.added, added_bytes = done.added_bytes, "compacted");
     Ok(Some(done))
 }

@@ -54,7 +54,7 @@ mod tests {
         disk.clear().unwrap();
         let file = disk.create("a").unwrap();
         assert!(disk.create("a").is_err(), "a name has one file");
-        file.write_at(&[1; 100_000], 65_536).unwrap();
+        file.write_at(&vec![1; 100_000], 65_536).unwrap();
         assert_eq!(file.length().unwrap(), 165_536);
         let mut bytes = [9; 3];
         file.read_at(&mut bytes, 65_535).unwrap();

@@ -137,6 +137,11 @@ impl Tenant {
         self.hold.borrow().mode
     }
 
+    /// Whether its deletion was asked for.
+    pub fn is_deleting(&self) -> bool {
+        self.deleting.is_cancelled()
+    }
+
     /// What it is told to do otherwise than the server does.
     pub fn config(&self) -> TenantConfig {
         TenantConfig::clone(&self.config.load())

@@ -9,6 +9,7 @@ use crate::backup::{
     BackupError, BaseBackupOptions, BaseBackupReport, FullBackupOptions, FullBackupReport, PrevLsn, TarSink,
     base, full,
 };
+use crate::chunk_cache::as_scan;
 use crate::claim::ValidateError;
 use crate::index_store::PutIndexError;
 
@@ -90,7 +91,8 @@ impl Timeline {
             })
             .await?;
         self.index().claim().validate().await?;
-        Ok(full::write(&self.at(lsn), &options, out).await?)
+        // It comes by everything once.
+        Ok(as_scan(full::write(&self.at(lsn), &options, out)).await?)
     }
 
     /// Streams what a compute that reads its pages from here starts from, as of `lsn`.

@@ -135,9 +135,17 @@ impl EngineMetrics {
         ] {
             self.maintenance.with_label_values(&[what]).set(value.load(Ordering::Relaxed) as i64);
         }
+        let counts = &cache.counts;
         for (what, value) in [
             ("memory_bytes", cache.memory_used() as u64),
+            ("pinned_bytes", cache.pinned() as u64),
             ("disk_bytes", cache.disk_used()),
+            ("disk_allowed_bytes", cache.disk_allowed()),
+            ("misses", counts.misses.load(Ordering::Relaxed)),
+            ("scan_misses", counts.scan_misses.load(Ordering::Relaxed)),
+            ("evicted_by_budget_bytes", counts.evicted_by_budget_bytes.load(Ordering::Relaxed)),
+            ("evicted_by_watermark_bytes", counts.evicted_by_watermark_bytes.load(Ordering::Relaxed)),
+            ("warmed_up_bytes", counts.warmed_up_bytes.load(Ordering::Relaxed)),
             ("memory_hits", cache.counts.memory_hits.load(Ordering::Relaxed)),
             ("value_hits", cache.counts.value_hits.load(Ordering::Relaxed)),
             ("disk_hits", cache.counts.disk_hits.load(Ordering::Relaxed)),
