@@ -14,6 +14,7 @@ pub mod directory;
 pub mod history;
 pub mod index_part;
 pub mod layer;
+pub mod logical_size;
 pub mod manifest;
 pub mod page;
 pub mod pagestream;
