@@ -164,6 +164,8 @@ pub struct Object {
     id: u64,
     path: Arc<str>,
     size: u64,
+    /// Counts the bytes of it, and of others, that are on the local disk.
+    resident: Arc<AtomicU64>,
     local: OnceLock<()>,
 }
 
@@ -238,6 +240,7 @@ struct LocalObject {
     path: PathBuf,
     present: Vec<u64>,
     bytes: u64,
+    resident: Arc<AtomicU64>,
     last_used: u64,
 }
 
@@ -251,6 +254,7 @@ impl DiskTier {
     fn drop_object(&mut self, id: u64) {
         if let Some(object) = self.objects.remove(&id) {
             self.used -= object.bytes;
+            object.resident.fetch_sub(object.bytes, Ordering::Relaxed);
             // A file that cannot be removed goes when the directory is emptied at the next start.
             let _ = std::fs::remove_file(object.path);
         }
@@ -303,8 +307,14 @@ impl ChunkCache {
 
     /// A handle to an object of `size` bytes.
     pub fn object(self: &Arc<Self>, path: &str, size: u64) -> Object {
+        self.counted_object(path, size, &Arc::default())
+    }
+
+    /// The same; `resident` counts its bytes that are on the local disk, with those of others that share it.
+    pub fn counted_object(self: &Arc<Self>, path: &str, size: u64, resident: &Arc<AtomicU64>) -> Object {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        Object { cache: Arc::clone(self), id, path: path.into(), size, local: OnceLock::new() }
+        let resident = Arc::clone(resident);
+        Object { cache: Arc::clone(self), id, path: path.into(), size, resident, local: OnceLock::new() }
     }
 
     /// Does something with a decompressor.
@@ -534,8 +544,10 @@ impl Object {
     /// Writes fetched chunks to the disk tier. A disk that fails only makes the cache smaller.
     async fn keep_on_disk(&self, chunks: std::ops::Range<u32>, bytes: Bytes) {
         let cache = Arc::clone(&self.cache);
-        let (id, total) = (self.id, self.chunks());
-        let kept = tokio::task::spawn_blocking(move || cache.write_to_disk(id, total, chunks, &bytes)).await;
+        let (id, total, resident) = (self.id, self.chunks(), Arc::clone(&self.resident));
+        let kept =
+            tokio::task::spawn_blocking(move || cache.write_to_disk(id, total, chunks, &bytes, resident))
+                .await;
         if let Ok(Err(error)) = kept {
             tracing::warn!(%error, object = %self.path, "cannot keep chunks on the local disk");
         }
@@ -558,8 +570,12 @@ impl Object {
         let last_used = self.cache.clock.fetch_add(1, Ordering::Relaxed);
         disk.drop_object(self.id);
         disk.used += self.size;
-        disk.objects
-            .insert(self.id, LocalObject { file: opened, path, present, bytes: self.size, last_used });
+        self.resident.fetch_add(self.size, Ordering::Relaxed);
+        let resident = Arc::clone(&self.resident);
+        disk.objects.insert(
+            self.id,
+            LocalObject { file: opened, path, present, bytes: self.size, resident, last_used },
+        );
         disk.shrink_to_limit(self.id);
         Ok(())
     }
@@ -580,6 +596,7 @@ impl ChunkCache {
         total: u32,
         chunks: std::ops::Range<u32>,
         bytes: &[u8],
+        resident: Arc<AtomicU64>,
     ) -> io::Result<()> {
         let file = {
             let mut disk = self.disk.lock().expect("no holder panics");
@@ -591,7 +608,8 @@ impl ChunkCache {
                 let file =
                     Arc::new(File::options().read(true).write(true).create(true).truncate(true).open(&path)?);
                 let present = vec![0; (total as usize).div_ceil(64)];
-                let object = LocalObject { file: Arc::clone(&file), path, present, bytes: 0, last_used: now };
+                let file_of = Arc::clone(&file);
+                let object = LocalObject { file: file_of, path, present, bytes: 0, resident, last_used: now };
                 disk.objects.insert(id, object);
                 file
             }
@@ -609,6 +627,7 @@ impl ChunkCache {
             }
         }
         object.bytes += grown;
+        object.resident.fetch_add(grown, Ordering::Relaxed);
         disk.used += grown;
         disk.shrink_to_limit(id);
         Ok(())

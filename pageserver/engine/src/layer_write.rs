@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use codec::layer::{Checksums, DeltaWriter, FinishedLayer, ImageWriter, Layout};
@@ -30,6 +31,7 @@ pub struct LayerStore {
     timeline: TimelineId,
     /// Names that this owner has put, or tried to: none of them is ever put again with other bytes.
     names: Mutex<HashSet<LayerName>>,
+    resident: Arc<AtomicU64>,
 }
 
 /// A layer that is in the bucket.
@@ -149,7 +151,8 @@ impl LayerStore {
         tenant_shard: TenantShardId,
         timeline: TimelineId,
     ) -> LayerStore {
-        LayerStore { bucket, cache, claim, tenant_shard, timeline, names: Mutex::default() }
+        let (names, resident) = (Mutex::default(), Arc::default());
+        LayerStore { bucket, cache, claim, tenant_shard, timeline, names, resident }
     }
 
     /// A name for a layer that says the same as `name` and that this owner has not used yet. LSNs at which something changes are multiples of 8, so
@@ -166,6 +169,11 @@ impl LayerStore {
         Some(unused)
     }
 
+    /// Counts the bytes of its layers that are on the local disk.
+    pub fn resident(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.resident)
+    }
+
     /// A layer that an index names. `tenant_shard` is its writer's.
     pub fn open(
         &self,
@@ -177,7 +185,8 @@ impl LayerStore {
     ) -> Layer {
         let name = object_name.layer.clone();
         let path = ObjectPath::Layer { tenant, timeline: self.timeline, name: object_name }.to_string();
-        Layer::new(name, self.cache.object(&path, size), self.claim.clone(), layout, commit_times)
+        let object = self.cache.counted_object(&path, size, &self.resident);
+        Layer::new(name, object, self.claim.clone(), layout, commit_times)
     }
 
     /// Writes a delta layer. `fill` runs on a thread for blocking work.

@@ -171,6 +171,7 @@ pub async fn open(
         progress: watch::channel(progress.clone()).0,
         counted: Arc::clone(ingest.counted_size()),
         is_counted: watch::channel(()).0,
+        resident: layer_store.resident(),
         disk_consistent: watch::channel(found.disk_consistent_lsn).0,
         wal: to_owner,
         requests: ask_owner,
