@@ -661,3 +661,41 @@ pub fn joined(pieces: &[Bytes]) -> Bytes {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bucket::MemoryBucket;
+    use crate::ports::{Body, PutIf};
+
+    #[tokio::test]
+    async fn what_lies_on_the_local_disk_is_counted_until_it_goes() {
+        let bucket: Arc<dyn Bucket> = Arc::new(MemoryBucket::default());
+        let size = 2 * CHUNK_SIZE + 100;
+        for path in ["one", "other"] {
+            let body = Body::Bytes(vec![7; size as usize].into());
+            bucket.put(path, body, PutIf::Absent).await.unwrap();
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let limits = CacheLimits { memory: 1 << 20, disk: 3 * CHUNK_SIZE };
+        let cache = ChunkCache::new(bucket, &directory.path().join("cache"), limits).unwrap();
+        let (first, second) = (Arc::default(), Arc::default());
+        let one = cache.counted_object("one", size, &first);
+        let other = cache.counted_object("other", size, &second);
+        let counted = || (first.load(Ordering::Relaxed), second.load(Ordering::Relaxed));
+        one.load(2).await.unwrap();
+        one.load(2).await.unwrap();
+        assert_eq!(counted(), (100, 0));
+        one.load_run(0..3).await.unwrap();
+        assert_eq!(counted(), (size, 0));
+        other.load_run(0..2).await.unwrap();
+        assert_eq!(counted(), (0, 2 * CHUNK_SIZE), "there was no room for both");
+        assert_eq!(cache.disk_used(), 2 * CHUNK_SIZE);
+        drop(other);
+        assert_eq!(counted(), (0, 0));
+        let file = cache.new_file_path();
+        std::fs::write(&file, vec![7; size as usize]).unwrap();
+        one.adopt(&file).unwrap();
+        assert_eq!(counted(), (size, 0));
+    }
+}

@@ -3,7 +3,7 @@
 //! Reading order: [`ports`] (what the engine asks of the world), [`object_path`] (every object we write), [`bucket`], [`claim`] (who owns a tenant),
 //! [`index_store`] and [`index_keeper`] (what a timeline consists of), [`stored_wal`] and [`wal_keeper`] (WAL to the bucket first) and [`wal_run`] (which of it counts), [`lineage`] (whether a source's history is ours);
 //! [`ingest`] (which versions a record makes), [`changes`], [`tail`], [`layer_map`], [`chunk_cache`], [`layer_read`], [`layer_write`]; then
-//! [`read`], [`as_of`], [`time`], [`timeline`], and on top [`tenant`] and [`deletion`];
+//! [`read`], [`as_of`], [`time`], [`timeline`], and on top [`tenant`], [`tenant_size`] and [`deletion`];
 //! how a timeline begins: [`import`]; what a cluster is restored from: [`backup`].
 
 pub mod as_of;
@@ -35,6 +35,7 @@ pub mod stored_wal;
 pub mod sweep;
 pub mod tail;
 pub mod tenant;
+pub mod tenant_size;
 pub mod time;
 pub mod timeline;
 pub mod wal_keeper;

@@ -195,6 +195,14 @@ pub struct Config {
     #[arg(long, value_name = "DIRECTORY", default_value = "")]
     pub base_dir: String,
 
+    /// Timelines, and tenants, that have gauges of their own on `/metrics` at most: the largest. All count in the sums.
+    #[arg(long, value_name = "COUNT", default_value = "1000")]
+    pub timeline_gauges: usize,
+
+    /// How often the synthetic size of each tenant is made anew, which is what its history costs.
+    #[arg(long, value_name = "DURATION", default_value = "10m")]
+    pub synthetic_size_calculation_interval: Span,
+
     /// After SIGTERM or SIGINT: time to flush and upload before the process ends anyway. Nothing acknowledged is lost either way.
     #[arg(long, value_name = "DURATION", default_value = "10s")]
     pub shutdown_timeout: Span,
@@ -567,6 +575,9 @@ impl Config {
             if !(ByteCount(64 << 10)..=ByteCount(1 << 50)).contains(&value) {
                 return invalid(name, "expected 64KiB to 1024TiB");
             }
+        }
+        if self.synthetic_size_calculation_interval.0 < Duration::from_secs(1) {
+            return invalid("synthetic_size_calculation_interval", "expected at least 1s");
         }
         if !(1..=1024).contains(&self.max_batch_size) {
             return invalid("max_batch_size", "expected 1 to 1024");

@@ -37,6 +37,7 @@ use crate::libpq::session::SessionSettings;
 use crate::logging;
 use crate::metrics::ProcessMetrics;
 use crate::served::{Readers, Served};
+use crate::sizes::{self, SizeMetrics};
 use crate::source::conninfo::Secrets;
 use crate::source::followers::Followers;
 use crate::supervisor::{OnFailure, Supervisor};
@@ -214,6 +215,11 @@ async fn serve(
         };
         start_control(&supervisor, config, bucket, sources, (listener, guard));
     }
+    let (sized, size_metrics) = (tenants.clone(), SizeMetrics::register(registry));
+    let size_every = config.synthetic_size_calculation_interval.0;
+    supervisor.start("synthetic sizes", OnFailure::Restart, move |stop| {
+        sizes::keep(sized.clone(), size_metrics.clone(), size_every, stop)
+    });
     let api = Arc::new(Api {
         id: config.id,
         keys,
@@ -225,7 +231,7 @@ async fn serve(
         budget,
         registry: registry.clone(),
         process,
-        engine: EngineMetrics::register(registry),
+        engine: EngineMetrics::register(registry, config.timeline_gauges),
         lease_length: config.lsn_lease_length.0,
         base_dir: config.base_dir.clone(),
         launched: SystemTime::now(),
