@@ -412,7 +412,8 @@ async fn ingested_wal_makes_the_files(config: &PostgresConfig, scale: u32) -> Re
         since.fold((0, 0), |(count, bytes), (_, value)| (count + 1, bytes + value.len() + 26))
     };
     let of_size = store.versions.get(&Key::LOGICAL_SIZE).map_or((0, 0), |versions| cost(versions));
-    let (count, bytes) = store.versions.values().map(|versions| cost(versions)).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+    let (count, bytes) =
+        store.versions.values().map(|versions| cost(versions)).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
     println!("the logical size is {} of {count} versions, {} of {bytes} bytes", of_size.0, of_size.1);
     ensure!(of_size.1 * 100 <= bytes, "the logical size takes {} of {bytes} bytes", of_size.1);
     ensure!(records > 10_000 && compared.pages > 2_000 && compared.slru_pages > 4, "too little was compared");

@@ -21,6 +21,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::Keys;
 use crate::config::{ConditionalWrites, Config};
+use crate::consumption::Consumption;
+use crate::consumption::delivery::ConsumptionMetrics;
 use crate::control;
 use crate::control::board::{Board, BoardSources};
 use crate::control::listen::{Bearer, Guard};
@@ -220,6 +222,16 @@ async fn serve(
     supervisor.start("synthetic sizes", OnFailure::Restart, move |stop| {
         sizes::keep(sized.clone(), size_metrics.clone(), size_every, stop)
     });
+    if let Some(sink) = config.consumption_sink() {
+        let consumption = Consumption {
+            tenants: tenants.clone(),
+            sink,
+            every: config.metric_collection_interval.0,
+            server: if config.pod_name.is_empty() { config.id.to_string() } else { config.pod_name.clone() },
+            metrics: ConsumptionMetrics::register(registry),
+        };
+        supervisor.start("consumption", OnFailure::Restart, move |stop| consumption.clone().run(stop));
+    }
     let api = Arc::new(Api {
         id: config.id,
         keys,

@@ -167,6 +167,7 @@ impl Labels {
             Ok(ObjectPath::Tombstone { tenant, timeline }) => (Some(tenant), Some(timeline), "tombstone"),
             Ok(ObjectPath::Claim { tenant, .. }) => (Some(tenant), None, "claim"),
             Ok(ObjectPath::Config { tenant, .. }) => (Some(tenant), None, "config"),
+            Ok(ObjectPath::Metering { tenant, .. }) => (Some(tenant), None, "metering"),
             Ok(ObjectPath::Probe { .. }) | Err(_) => (None, None, "other"),
         };
         Labels {
