@@ -548,7 +548,8 @@ async fn lease_lsn(
 
 async fn layer_map(State(api): Shared, Ids((shard, timeline)): TimelinePath) -> Answer {
     let open = tenant_of(&api, shard)?.timeline(timeline)?;
-    ok(layer_map_json(&open.info(), &open.index().part().await))
+    let part = open.index().part().await;
+    ok(layer_map_json(&open.info(), &part))
 }
 
 async fn checkpoint(State(api): Shared, Ids((shard, timeline)): TimelinePath) -> Answer {

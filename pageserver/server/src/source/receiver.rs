@@ -151,9 +151,9 @@ pub async fn course_of(
 ) -> Result<Course, FollowError> {
     let last = timeline.settled().await?;
     let part = timeline.index().part().await;
-    let index = part.palimpsest.ok_or(SwitchError::NoPostgres)?;
+    let index = part.palimpsest.as_ref().ok_or(SwitchError::NoPostgres)?;
     let branched_at = timeline.facts().ancestor.map(|(_, lsn)| lsn);
-    let ours = Ours { index: &index, last, received: timeline.received().max(last), branched_at };
+    let ours = Ours { index, last, received: timeline.received().max(last), branched_at };
     Ok(lineage::course(ours, Theirs { history, flushed: identity.flushed })?)
 }
 
@@ -300,7 +300,7 @@ impl Receiver {
             return Err(FollowError::Parted { at, tli: identity.tli });
         }
         let part = timeline.index().part().await;
-        let starts = part.palimpsest.map(|ours| ours.tli_history).unwrap_or_default();
+        let starts = part.palimpsest.as_ref().map(|ours| &*ours.tli_history).unwrap_or_default();
         let mut tli = starts.last().ok_or(SwitchError::NoPostgres)?.tli;
         let last = timeline.last_record_lsn();
         let is_restored_here = history
