@@ -15,6 +15,7 @@ pub mod heatmap;
 pub mod history;
 pub mod index_part;
 pub mod layer;
+pub mod logical_size;
 pub mod manifest;
 pub mod page;
 pub mod pagestream;

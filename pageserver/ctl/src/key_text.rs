@@ -21,6 +21,7 @@ pub fn key(key: Key) -> String {
         Some(KeyKind::ControlFile) => "pg_control".into(),
         Some(KeyKind::Checkpoint) => "checkpoint".into(),
         Some(KeyKind::TablespaceDirectory) => "tablespaces".into(),
+        Some(KeyKind::LogicalSize) => "logical size".into(),
         Some(KeyKind::ReplicationOrigin(origin)) => format!("replication origin {origin}"),
         Some(KeyKind::RelDirectoryEntry(rel)) => format!("{rel} exists"),
         None => "?".into(),

@@ -14,8 +14,8 @@ use model::{Generation, TenantShardId, TimelineId};
 use crate::bucket::DELETE_BATCH;
 use crate::claim::{Claim, ValidateError, create_deleted, list_claims};
 use crate::object_path::{
-    ObjectPath, config_prefix, index_prefix, tenant_prefix, tenant_wal_prefix, timeline_prefix,
-    tombstones_prefix, wal_prefix,
+    ObjectPath, config_prefix, index_prefix, metering_prefix, tenant_prefix, tenant_wal_prefix,
+    timeline_prefix, tombstones_prefix, wal_prefix,
 };
 use crate::ports::{Body, Bucket, BucketError, ListRequest, PutIf};
 
@@ -155,7 +155,9 @@ pub async fn claim_deletion(bucket: &dyn Bucket, tenant: TenantShardId) -> Resul
 /// Removes all objects of a tenant shard but claims and tombstones. Only after [`claim_deletion`].
 pub async fn delete_tenant_objects(bucket: &dyn Bucket, tenant: TenantShardId) -> Result<usize, BucketError> {
     let mut deleted = 0;
-    for prefix in [tenant_wal_prefix(tenant), config_prefix(tenant), tenant_prefix(tenant)] {
+    let prefixes =
+        [tenant_wal_prefix(tenant), config_prefix(tenant), metering_prefix(tenant), tenant_prefix(tenant)];
+    for prefix in prefixes {
         let paths = list_all(bucket, &prefix).await?;
         for batch in paths.chunks(DELETE_BATCH) {
             bucket.delete(batch).await?;

@@ -48,6 +48,8 @@ pub struct IndexCounts {
     pub bytes: AtomicU64,
     /// Bytes of the last put.
     pub last_bytes: AtomicU64,
+    /// Bytes of the layers that the index in the bucket names.
+    pub layer_bytes: AtomicU64,
 }
 
 struct State {
@@ -147,6 +149,7 @@ impl IndexKeeper {
             found_generation,
         };
         let counts = IndexCounts::default();
+        counts.layer_bytes.store(layer_bytes(&state.settled), Relaxed);
         IndexKeeper { claim, timeline, state: StdMutex::new(state), writer: Mutex::new(writer), counts }
     }
 
@@ -216,6 +219,11 @@ impl IndexKeeper {
     /// As whom.
     pub fn claim(&self) -> &Claim {
         &self.claim
+    }
+
+    /// Bytes of the layers that the index in the bucket names.
+    pub fn layer_bytes(&self) -> u64 {
+        self.counts.layer_bytes.load(Relaxed)
     }
 
     /// The index as it was last put or found.
@@ -384,6 +392,7 @@ impl IndexKeeper {
             Ok(bytes) => {
                 self.counts.bytes.fetch_add(*bytes as u64, Relaxed);
                 self.counts.last_bytes.store(*bytes as u64, Relaxed);
+                self.counts.layer_bytes.store(layer_bytes(&part), Relaxed);
                 state.settled = Arc::new(part);
                 outcomes.iter().for_each(|outcome| drop(outcome.set(Ok(()))));
             }
@@ -398,6 +407,10 @@ impl IndexKeeper {
         }
         put.map(drop)
     }
+}
+
+fn layer_bytes(part: &IndexPart) -> u64 {
+    part.layer_metadata.values().map(|metadata| metadata.file_size).sum()
 }
 
 fn stored(entry: &WalObjectEntry) -> StoredWal {

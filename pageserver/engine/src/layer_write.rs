@@ -3,6 +3,7 @@
 //! The local file is not synced: the bucket is the truth, and a file that is lost before its PUT was never named by an index.
 
 use std::collections::HashSet;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use codec::layer::{Checksums, DeltaWriter, FinishedLayer, ImageWriter, Layout};
@@ -29,6 +30,7 @@ pub struct LayerStore {
     timeline: TimelineId,
     /// Names that this owner has put, or tried to: none of them is ever put again with other bytes.
     names: Mutex<HashSet<LayerName>>,
+    resident: Arc<AtomicU64>,
 }
 
 /// A layer that is in the bucket.
@@ -140,7 +142,8 @@ impl LayerStore {
         tenant_shard: TenantShardId,
         timeline: TimelineId,
     ) -> LayerStore {
-        LayerStore { bucket, cache, claim, tenant_shard, timeline, names: Mutex::default() }
+        let (names, resident) = (Mutex::default(), Arc::default());
+        LayerStore { bucket, cache, claim, tenant_shard, timeline, names, resident }
     }
 
     /// A name for a layer that says the same as `name` and that this owner has not used yet. LSNs at which something changes are multiples of 8, so
@@ -157,6 +160,11 @@ impl LayerStore {
         Some(unused)
     }
 
+    /// Counts the bytes of its layers that are on the local disk.
+    pub fn resident(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.resident)
+    }
+
     /// A layer that an index names. `tenant_shard` is its writer's.
     pub fn open(
         &self,
@@ -168,7 +176,8 @@ impl LayerStore {
     ) -> Layer {
         let name = object_name.layer.clone();
         let path = ObjectPath::Layer { tenant, timeline: self.timeline, name: object_name }.to_string();
-        Layer::new(name, self.cache.object(&path, size), self.claim.clone(), layout, commit_times)
+        let object = self.cache.counted_object(&path, size, &self.resident);
+        Layer::new(name, object, self.claim.clone(), layout, commit_times)
     }
 
     /// Writes a delta layer. `fill` runs on a thread for blocking work.

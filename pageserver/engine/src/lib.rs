@@ -3,7 +3,7 @@
 //! Reading order: [`ports`] (what the engine asks of the world), [`disk`] and [`clock`] (what it is answered here), [`blocking`], [`object_path`] (every object we write), [`bucket`], [`claim`] (who owns a tenant),
 //! [`index_store`] and [`index_keeper`] (what a timeline consists of), [`stored_wal`] and [`wal_keeper`] (WAL to the bucket first) and [`wal_run`] (which of it counts), [`lineage`] (whether a source's history is ours);
 //! [`ingest`] (which versions a record makes), [`changes`], [`tail`], [`layer_map`], [`chunk_cache`], [`layer_read`], [`layer_write`]; then
-//! [`read`], [`as_of`], [`time`], [`timeline`], and on top [`tenant`], [`deletion`] and [`heatmap`];
+//! [`read`], [`as_of`], [`time`], [`timeline`], and on top [`tenant`], [`tenant_size`], [`deletion`] and [`heatmap`];
 //! how a timeline begins: [`import`]; what a cluster is restored from: [`backup`].
 
 pub mod as_of;
@@ -31,6 +31,7 @@ pub mod layer_read;
 pub mod layer_scan;
 pub mod layer_write;
 pub mod lineage;
+pub mod metering;
 pub mod object_path;
 pub mod ports;
 pub mod read;
@@ -39,6 +40,7 @@ pub mod stored_wal;
 pub mod sweep;
 pub mod tail;
 pub mod tenant;
+pub mod tenant_size;
 pub mod time;
 pub mod timeline;
 pub mod wal_keeper;

@@ -8,6 +8,7 @@
 //! palimpsest/tombstones/<tenant shard>/<timeline>
 //! palimpsest/wal/<tenant shard>/<timeline>/<Postgres timeline %08X>/<start %016X>-<end %016X>-<generation>
 //! palimpsest/config/<tenant shard>/<generation>
+//! palimpsest/metering/<tenant shard>/<generation>
 //! palimpsest/probes/<32 hexadecimal digits>
 //! ```
 //!
@@ -84,6 +85,13 @@ pub enum ObjectPath {
         /// The owner.
         generation: Generation,
     },
+    /// How much of what was written was told to whoever bills it, as one of its owners has it.
+    Metering {
+        /// Which tenant shard.
+        tenant: TenantShardId,
+        /// The owner.
+        generation: Generation,
+    },
     /// Written and removed again while a process starts, to see whether conditions hold in this bucket.
     Probe {
         /// Different each time.
@@ -119,6 +127,11 @@ pub fn claims_prefix(tenant: TenantShardId) -> String {
 /// Where the settings of a tenant shard are, with a slash at the end.
 pub fn config_prefix(tenant: TenantShardId) -> String {
     format!("palimpsest/config/{tenant}/")
+}
+
+/// Where the meters of a tenant shard are, with a slash at the end.
+pub fn metering_prefix(tenant: TenantShardId) -> String {
+    format!("palimpsest/metering/{tenant}/")
 }
 
 /// Where the tombstones of a tenant shard are, with a slash at the end.
@@ -157,6 +170,9 @@ impl fmt::Display for ObjectPath {
                 tli.0, start.0, end.0
             ),
             ObjectPath::Config { tenant, generation } => write!(f, "palimpsest/config/{tenant}/{generation}"),
+            ObjectPath::Metering { tenant, generation } => {
+                write!(f, "palimpsest/metering/{tenant}/{generation}")
+            }
             ObjectPath::Probe { nonce } => write!(f, "palimpsest/probes/{nonce:032x}"),
         }
     }
@@ -221,6 +237,9 @@ fn parse(text: &str) -> Option<ObjectPath> {
             "config" => {
                 ObjectPath::Config { tenant: part()?.parse().ok()?, generation: part()?.parse().ok()? }
             }
+            "metering" => {
+                ObjectPath::Metering { tenant: part()?.parse().ok()?, generation: part()?.parse().ok()? }
+            }
             "probes" => ObjectPath::Probe { nonce: u128::from_str_radix(part()?, 16).ok()? },
             _ => return None,
         },
@@ -258,6 +277,7 @@ mod tests {
             format!("palimpsest/tombstones/{TENANT}/{TIMELINE}"),
             format!("palimpsest/wal/{TENANT}/{TIMELINE}/0000000B/00000000020000A0-0000000003000000-00000001"),
             format!("palimpsest/config/{TENANT}/00000007"),
+            format!("palimpsest/metering/{TENANT}/00000007"),
             format!("palimpsest/probes/{TENANT}"),
         ] {
             let path: ObjectPath = text.parse().unwrap_or_else(|error| panic!("{error}"));

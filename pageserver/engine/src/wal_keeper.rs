@@ -120,6 +120,8 @@ struct State {
     /// Somebody waits for validation of what is stored up to here.
     validate_through: Lsn,
     objects: VecDeque<StoredWal>,
+    /// Bytes of them.
+    object_bytes: u64,
     /// The newest received bytes, up to `received`: a source that sends them again must send the same.
     recent: Vec<u8>,
 }
@@ -178,6 +180,7 @@ impl WalKeeper {
             first_commit: None,
             seal_through: Lsn::INVALID,
             validate_through: Lsn::INVALID,
+            object_bytes: objects.iter().map(|object| object.size).sum(),
             objects: objects.into(),
             recent: Vec::new(),
         };
@@ -350,6 +353,11 @@ impl WalKeeper {
         self.state().objects.len()
     }
 
+    /// Bytes of the objects in the bucket.
+    pub fn object_bytes(&self) -> u64 {
+        self.state().object_bytes
+    }
+
     /// Received bytes that are not in the bucket.
     pub fn pending(&self) -> usize {
         self.state().pending
@@ -360,7 +368,9 @@ impl WalKeeper {
     pub fn take_covered(&self, lsn: Lsn) -> Vec<StoredWal> {
         let mut state = self.state();
         let covered = state.objects.iter().take_while(|object| object.end <= lsn).count();
-        state.objects.drain(..covered).collect()
+        let covered: Vec<StoredWal> = state.objects.drain(..covered).collect();
+        state.object_bytes -= covered.iter().map(|object| object.size).sum::<u64>();
+        covered
     }
 
     /// Stores until stopped or superseded. On an orderly stop, what was received is stored first.
@@ -473,6 +483,7 @@ impl WalKeeper {
         debug!(%start, %end, size = object.size, "stored WAL");
         {
             let mut state = self.state();
+            state.object_bytes += object.size;
             state.objects.push_back(object);
             state.pending -= raw_len;
         }

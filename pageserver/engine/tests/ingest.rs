@@ -5,14 +5,16 @@ mod store;
 use codec::checkpoint::CheckPoint;
 use codec::control::ControlFile;
 use codec::directory::{DbDirectory, SlruSegmentDirectory, TwoPhaseDirectory};
+use codec::logical_size::LogicalSize;
 use codec::page::{Page, ZERO_PAGE};
 use codec::slru;
 use codec::tablespaces::Tablespaces;
 use codec::value::{Change, Value};
 use codec::wal::build::{BlockDraft, RecordDraft};
 use codec::wal::record::Record;
-use engine::ingest::{Ingest, IngestError};
+use engine::ingest::{Ingest, IngestError, SizeNow};
 use model::{BLOCK_SIZE, Fork, Key, Lsn, PgMajor, RelLocator, RelTag, RmgrId, SlruKind};
+use proptest::prelude::*;
 use store::Store;
 
 const REL: RelLocator = RelLocator { spc: 1663, db: 5, rel: 16_384 };
@@ -39,6 +41,7 @@ impl World {
         let at = Lsn(0x1000);
         store.put(Key::CHECKPOINT, at, &Value::Image(&checkpoint.encode(pg)));
         store.put(Key::CONTROL_FILE, at, &Value::Image(&control_file(pg, commit_timestamps)));
+        store.put(Key::LOGICAL_SIZE, at, &Value::Image(&LogicalSize::default().encode()));
         let ingest = Ingest::load(&store, pg).await.unwrap();
         World { store, ingest, lsn: at }
     }
@@ -49,7 +52,13 @@ impl World {
         let record = Record::parse(self.store.pg, &bytes).unwrap();
         let (start, end) = (self.lsn, Lsn(self.lsn.0 + bytes.len() as u64).align_up());
         self.lsn = end;
-        self.store.ingest(&mut self.ingest, &record, &bytes, start, end).await
+        let parts = self.store.ingest(&mut self.ingest, &record, &bytes, start, end).await;
+        if parts.is_ok() {
+            let counted = self.store.counted_size();
+            assert_eq!(self.store.stored_size(), Some(counted));
+            assert_eq!(self.ingest.logical_size(), SizeNow::Known(counted));
+        }
+        parts
     }
 
     async fn add(&mut self, draft: RecordDraft) -> usize {
@@ -573,4 +582,87 @@ async fn a_hint_image_that_was_not_taken_says_nothing() {
     let empty = BlockDraft { data: Vec::new(), ..block(0, MAIN, 3) };
     world.add(RecordDraft { xid: 0, blocks: vec![empty], ..record(RmgrId::XLOG, 0xA0, Vec::new()) }).await;
     assert!(world.last().is_empty());
+}
+
+/// What changes how much there is.
+#[derive(Clone, Debug)]
+enum Resize {
+    Write { fork: Fork, blocks: Vec<u32> },
+    Create(Fork),
+    Truncate(u32),
+    DropRelation,
+    CopyDatabase,
+    DropCopy,
+    Restart,
+}
+
+fn resize() -> impl Strategy<Value = Resize> {
+    let fork = || prop::sample::select(Fork::ALL.to_vec());
+    prop_oneof![
+        4 => (fork(), prop::collection::btree_set(0u32..40, 1..4))
+            .prop_map(|(fork, blocks)| Resize::Write { fork, blocks: blocks.into_iter().collect() }),
+        1 => fork().prop_map(Resize::Create),
+        2 => (0u32..40).prop_map(Resize::Truncate),
+        1 => Just(Resize::DropRelation),
+        1 => Just(Resize::CopyDatabase),
+        1 => Just(Resize::DropCopy),
+        1 => Just(Resize::Restart),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_logical_size_is_the_sum_of_all_sizes_after_every_record(
+        steps in prop::collection::vec((resize(), 0u32..3), 1..40),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let mut world = World::new(PgMajor::V15).await;
+            for (step, number) in steps {
+                let rel = RelLocator { rel: 16_384 + number, ..REL };
+                let words_of = |more: u32| words(&[rel.spc, rel.db, rel.rel, more]);
+                let draft = match step {
+                    Resize::Write { fork, blocks } => images(rel.fork(fork), &blocks),
+                    Resize::Create(fork) => record(RmgrId::SMGR, 0x10, words_of(u32::from(fork as u8))),
+                    Resize::Truncate(blocks) => {
+                        record(RmgrId::SMGR, 0x20, words(&[blocks, rel.spc, rel.db, rel.rel, 7]))
+                    }
+                    Resize::DropRelation => end_of_transaction(0x00, &[], &[rel]),
+                    Resize::CopyDatabase => record(RmgrId::DBASE, 0x00, words(&[9, rel.spc, rel.db, rel.spc])),
+                    Resize::DropCopy => record(RmgrId::DBASE, 0x20, words(&[9, 1, rel.spc])),
+                    Resize::Restart => {
+                        world.reload().await;
+                        continue;
+                    }
+                };
+                world.add(draft).await; // which compares
+            }
+        });
+    }
+}
+
+#[tokio::test]
+async fn a_size_that_is_counted_while_ingest_goes_on_is_stored_with_the_next_record() {
+    let mut world = World::new(PgMajor::V15).await;
+    world.add(images(MAIN, &[4])).await;
+    world.store.versions.remove(&Key::LOGICAL_SIZE);
+    let base = world.store.counted_size();
+    let mut old = Ingest::load(&world.store, world.store.pg).await.unwrap();
+    for (at, blocks) in [(0x10_0000, 6), (0x20_0000, 2)] {
+        let bytes = truncate(blocks, 7).encode(world.store.pg, Lsn(at));
+        let record = Record::parse(world.store.pg, &bytes).unwrap();
+        let end = Lsn(at + bytes.len() as u64).align_up();
+        world.store.ingest(&mut old, &record, &bytes, Lsn(at), end).await.unwrap();
+    }
+    assert_eq!(world.store.stored_size(), None, "nobody knows it yet");
+    let difference = LogicalSize { blocks: 0u64.wrapping_sub(3), forks: 0 };
+    assert_eq!(old.logical_size(), SizeNow::Since(difference));
+    old.counted_size().set(base).unwrap();
+    let bytes = commit(XID).encode(world.store.pg, Lsn(0x30_0000));
+    let record = Record::parse(world.store.pg, &bytes).unwrap();
+    world.store.ingest(&mut old, &record, &bytes, Lsn(0x30_0000), Lsn(0x30_0100)).await.unwrap();
+    assert_eq!(world.store.stored_size(), Some(LogicalSize { blocks: 2, forks: 1 }));
+    assert_eq!(world.store.counted_size(), LogicalSize { blocks: 2, forks: 1 });
 }

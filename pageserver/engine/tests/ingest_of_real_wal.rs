@@ -157,7 +157,9 @@ async fn ingest_wal(store: &mut Store, wal: &Path, control: &ControlFile, until:
     let mut decoder =
         WalDecoder::new(pg, segment, tli, control.redo()).expecting_system_id(control.system_identifier);
     let mut at = segment.start(control.redo());
-    let mut count = 0;
+    // The files do not say it: what there is at the start is counted while ingest goes on.
+    let (mut count, counted_after) = (0, store.stored_size().is_none().then_some(100));
+    let base = store.counted_size();
     while at < until {
         let bytes = fs::read(wal.join(segment.file_name(tli, at)))
             .with_context(|| format!("WAL at {at} is no longer there"))?;
@@ -166,12 +168,21 @@ async fn ingest_wal(store: &mut Store, wal: &Path, control: &ControlFile, until:
             let raw = match decoder.next() {
                 Ok(Some(raw)) => raw,
                 Ok(None) => break,
-                Err(error) if error.may_end_wal() => return Ok(count),
+                Err(error) if error.may_end_wal() => {
+                    ensure!(store.stored_size() == Some(store.counted_size()), "the logical size at the end");
+                    return Ok(count);
+                }
                 Err(error) => return Err(error.into()),
             };
             let record = raw.parse()?;
             store.ingest(&mut ingest, &record, raw.bytes, raw.start, raw.end).await?;
             count += 1;
+            if counted_after == Some(count) {
+                ensure!(ingest.counted_size().set(base).is_ok() && store.stored_size().is_none());
+            }
+            if count % 997 == 0 {
+                ensure!(store.stored_size() == Some(store.counted_size()), "the logical size at {}", raw.end);
+            }
             if count % 5_000 == 0 {
                 // A restart in the middle changes nothing.
                 ingest = Ingest::load(store, pg).await?;
@@ -179,6 +190,7 @@ async fn ingest_wal(store: &mut Store, wal: &Path, control: &ControlFile, until:
         }
         at = at.add(segment.bytes());
     }
+    ensure!(store.stored_size() == Some(store.counted_size()), "the logical size at the end");
     Ok(count)
 }
 
@@ -395,6 +407,15 @@ async fn ingested_wal_makes_the_files(config: &PostgresConfig, scale: u32) -> Re
     let took = since.elapsed();
     let compared = compare(&store, &read(postgres.data_dir(), after.pg)?, &after)?;
     println!("Postgres {}: {records} records in {took:?}, {compared:?}", config.major);
+    let cost = |versions: &[(Lsn, Vec<u8>)]| {
+        let since = versions.iter().filter(|(lsn, _)| *lsn > before.redo());
+        since.fold((0, 0), |(count, bytes), (_, value)| (count + 1, bytes + value.len() + 26))
+    };
+    let of_size = store.versions.get(&Key::LOGICAL_SIZE).map_or((0, 0), |versions| cost(versions));
+    let (count, bytes) =
+        store.versions.values().map(|versions| cost(versions)).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+    println!("the logical size is {} of {count} versions, {} of {bytes} bytes", of_size.0, of_size.1);
+    ensure!(of_size.1 * 100 <= bytes, "the logical size takes {} of {bytes} bytes", of_size.1);
     ensure!(records > 10_000 && compared.pages > 2_000 && compared.slru_pages > 4, "too little was compared");
     Ok(())
 }

@@ -22,6 +22,7 @@
 //! | control file | 03 | 0 | 0 | 0 | 00 | 0 |
 //! | checkpoint | 03 | 0 | 0 | 0 | 00 | 1 |
 //! | tablespace directory (ours) | 03 | 0 | 0 | 0 | 00 | 3 |
+//! | logical size (ours) | 03 | 0 | 0 | 0 | 00 | 4 |
 //! | replication origin | 63 | 0 | 0 | 0 | 00 | origin id |
 //! | relation directory entry | 65 | spc | db | rel | fork | 1 |
 //!
@@ -96,6 +97,8 @@ impl Key {
     pub const CHECKPOINT: Key = Key { field1: CONTROL, field6: 1, ..Key::MIN };
     /// The list of tablespaces and their paths on the source. Ours.
     pub const TABLESPACE_DIRECTORY: Key = Key { field1: CONTROL, field6: 3, ..Key::MIN };
+    /// How much there is of all relations together. Ours.
+    pub const LOGICAL_SIZE: Key = Key { field1: CONTROL, field6: 4, ..Key::MIN };
 
     /// Every key.
     pub const ALL: KeyRange = Key::MIN..Key::MAX;
@@ -214,6 +217,7 @@ impl Key {
             CONTROL if self == Key::CONTROL_FILE => Some(KeyKind::ControlFile),
             CONTROL if self == Key::CHECKPOINT => Some(KeyKind::Checkpoint),
             CONTROL if self == Key::TABLESPACE_DIRECTORY => Some(KeyKind::TablespaceDirectory),
+            CONTROL if self == Key::LOGICAL_SIZE => Some(KeyKind::LogicalSize),
             ORIGIN => u16::try_from(field6).ok().map(KeyKind::ReplicationOrigin),
             REL_DIRECTORY if field6 == 1 => rel().map(KeyKind::RelDirectoryEntry),
             _ => None,
@@ -312,6 +316,7 @@ pub enum KeyKind {
     ControlFile,
     Checkpoint,
     TablespaceDirectory,
+    LogicalSize,
     ReplicationOrigin(u16),
     RelDirectoryEntry(RelTag),
 }
@@ -397,6 +402,7 @@ mod tests {
             (Key::CONTROL_FILE, K::ControlFile),
             (Key::CHECKPOINT, K::Checkpoint),
             (Key::TABLESPACE_DIRECTORY, K::TablespaceDirectory),
+            (Key::LOGICAL_SIZE, K::LogicalSize),
             (Key::replication_origin(7), K::ReplicationOrigin(7)),
             (Key::rel_directory_entry(REL_TAG), K::RelDirectoryEntry(REL_TAG)),
         ] {

@@ -16,6 +16,7 @@ use engine::collect::KeepHistory;
 use engine::compact::CompactionPolicy;
 use engine::tenant::Maintenance;
 
+use crate::consumption::sink::{Endpoint, Sink};
 use crate::tls::TlsFiles;
 
 /// What stands before a setting's name in the environment.
@@ -214,6 +215,30 @@ pub struct Config {
     /// Directory of backups and of clusters that were shut down: each may be imported by its path below. Empty: none.
     #[arg(long, value_name = "DIRECTORY", default_value = "")]
     pub base_dir: String,
+
+    /// Timelines, and tenants, that have gauges of their own on `/metrics` at most: the largest. All count in the sums.
+    #[arg(long, value_name = "COUNT", default_value = "1000")]
+    pub timeline_gauges: usize,
+
+    /// How often the synthetic size of each tenant is made anew, which is what its history costs.
+    #[arg(long, value_name = "DURATION", default_value = "10m")]
+    pub synthetic_size_calculation_interval: Span,
+
+    /// Where consumption is told, which a bill is made of: `http://` or `https://` to be posted to, `file:///path` to be appended to. Empty: nowhere.
+    #[arg(long, value_name = "URL", default_value = "")]
+    pub metric_collection_endpoint: String,
+
+    /// How often.
+    #[arg(long, value_name = "DURATION", default_value = "10m")]
+    pub metric_collection_interval: Span,
+
+    /// File of the roots of the endpoint's certificate: PEM. Empty: the system's.
+    #[arg(long, value_name = "FILE", default_value = "")]
+    pub metric_collection_ca_file: String,
+
+    /// File with a bearer token for the endpoint. Empty: none is sent.
+    #[arg(long, value_name = "FILE", default_value = "")]
+    pub metric_collection_token_file: String,
 
     /// After SIGTERM or SIGINT: time to flush and upload before the process ends anyway. Nothing acknowledged is lost either way.
     #[arg(long, value_name = "DURATION", default_value = "10s")]
@@ -523,6 +548,17 @@ impl Config {
         shown
     }
 
+    /// Where consumption is told, if anywhere.
+    pub fn consumption_sink(&self) -> Option<Sink> {
+        let file = |path: &str| (!path.is_empty()).then(|| PathBuf::from(path));
+        Some(Sink {
+            endpoint: self.metric_collection_endpoint.parse().ok()?,
+            roots: file(&self.metric_collection_ca_file),
+            token: file(&self.metric_collection_token_file),
+            timeout: Duration::from_mins(1),
+        })
+    }
+
     /// Where an operator is listened to; `None` for a server on its own.
     pub fn control_addr(&self) -> Option<SocketAddr> {
         self.listen_control_addr.parse().ok()
@@ -598,6 +634,17 @@ impl Config {
         }
         if !self.heatmap_period.0.is_zero() && self.heatmap_period.0 < Duration::from_secs(1) {
             return invalid("heatmap_period", "expected 0s, or 1s and more");
+        }
+        if self.synthetic_size_calculation_interval.0 < Duration::from_secs(1) {
+            return invalid("synthetic_size_calculation_interval", "expected at least 1s");
+        }
+        if self.metric_collection_interval.0 < Duration::from_secs(1) {
+            return invalid("metric_collection_interval", "expected at least 1s");
+        }
+        if !self.metric_collection_endpoint.is_empty()
+            && let Err(error) = self.metric_collection_endpoint.parse::<Endpoint>()
+        {
+            return invalid("metric_collection_endpoint", &error);
         }
         if !(1..=1024).contains(&self.max_batch_size) {
             return invalid("max_batch_size", "expected 1 to 1024");
@@ -812,6 +859,8 @@ mod tests {
             ("listen_pg_addr", "nowhere"),
             ("idle_timeout", "soon"),
             ("bucket", "ftp://x"),
+            ("metric_collection_endpoint", "ftp://x"),
+            ("metric_collection_interval", "1ms"),
             ("max_batch_size", "0"),
             ("cache_disk_most_used", "101"),
             ("heatmap_period", "10ms"),

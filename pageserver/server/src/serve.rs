@@ -25,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::Keys;
 use crate::config::{ConditionalWrites, Config};
+use crate::consumption::Consumption;
+use crate::consumption::delivery::ConsumptionMetrics;
 use crate::control;
 use crate::control::board::{Board, BoardSources};
 use crate::control::listen::{Bearer, Guard};
@@ -41,6 +43,7 @@ use crate::libpq::session::SessionSettings;
 use crate::logging;
 use crate::metrics::ProcessMetrics;
 use crate::served::{Readers, Served};
+use crate::sizes::{self, SizeMetrics};
 use crate::source::conninfo::Secrets;
 use crate::source::followers::Followers;
 use crate::supervisor::{OnFailure, Supervisor};
@@ -234,6 +237,21 @@ async fn serve(
         };
         start_control(&supervisor, config, bucket, sources, (listener, guard));
     }
+    let (sized, size_metrics) = (tenants.clone(), SizeMetrics::register(registry));
+    let size_every = config.synthetic_size_calculation_interval.0;
+    supervisor.start("synthetic sizes", OnFailure::Restart, move |stop| {
+        sizes::keep(sized.clone(), size_metrics.clone(), size_every, stop)
+    });
+    if let Some(sink) = config.consumption_sink() {
+        let consumption = Consumption {
+            tenants: tenants.clone(),
+            sink,
+            every: config.metric_collection_interval.0,
+            server: if config.pod_name.is_empty() { config.id.to_string() } else { config.pod_name.clone() },
+            metrics: ConsumptionMetrics::register(registry),
+        };
+        supervisor.start("consumption", OnFailure::Restart, move |stop| consumption.clone().run(stop));
+    }
     let api = Arc::new(Api {
         id: config.id,
         keys,
@@ -245,7 +263,7 @@ async fn serve(
         budget,
         registry: registry.clone(),
         process,
-        engine: EngineMetrics::register(registry),
+        engine: EngineMetrics::register(registry, config.timeline_gauges),
         lease_length: config.lsn_lease_length.0,
         base_dir: config.base_dir.clone(),
         launched: SystemTime::now(),

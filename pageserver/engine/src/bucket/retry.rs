@@ -169,6 +169,7 @@ impl Labels {
             Ok(ObjectPath::HeatMap { tenant }) => (Some(tenant), None, "heatmap"),
             Ok(ObjectPath::Claim { tenant, .. }) => (Some(tenant), None, "claim"),
             Ok(ObjectPath::Config { tenant, .. }) => (Some(tenant), None, "config"),
+            Ok(ObjectPath::Metering { tenant, .. }) => (Some(tenant), None, "metering"),
             Ok(ObjectPath::Probe { .. }) | Err(_) => (None, None, "other"),
         };
         Labels {

@@ -6,6 +6,7 @@ use codec::backup_label::{BackupLabel, BackupLabelError};
 use codec::checkpoint::CheckPoint;
 use codec::control::{ClusterState, ControlFile, ControlFileError};
 use codec::directory::{DbDirectory, SlruSegmentDirectory, TwoPhaseDirectory};
+use codec::logical_size::LogicalSize;
 use codec::manifest::{ChecksumAlgorithm, FileSum, ManifestError, ManifestFile, ManifestIn};
 use codec::page::{self, Page};
 use codec::tablespace_map::TablespaceMapError;
@@ -197,6 +198,8 @@ pub struct Importer<O> {
     arriving: Group,
     /// Segments of forks: number of blocks by segment number.
     forks: BTreeMap<RelTag, Vec<(u32, u32)>>,
+    /// Of forks whose sizes are written.
+    logical_size: LogicalSize,
     databases: BTreeMap<(u32, u32), bool>,
     slru: BTreeMap<SlruKind, BTreeSet<u32>>,
     prepared: BTreeSet<u64>,
@@ -227,6 +230,7 @@ impl<O: LayerOut> Importer<O> {
             against_manifest: Vec::new(),
             arriving: Group::Rest,
             forks: BTreeMap::new(),
+            logical_size: LogicalSize::default(),
             databases: BTreeMap::new(),
             slru: BTreeMap::new(),
             prepared: BTreeSet::new(),
@@ -577,6 +581,7 @@ impl<O: LayerOut> Importer<O> {
                 fork_size(&segments, self.options.kind).map_err(|why| in_file(&rel.to_string(), why))?;
             self.batch.put(Key::rel_size(rel), size.to_le_bytes().to_vec());
             self.batch.put(Key::rel_directory_entry(rel), b"r".to_vec());
+            self.logical_size = self.logical_size.resized(None, Some(size));
         }
         Ok(())
     }
@@ -777,6 +782,7 @@ impl<O: LayerOut> Importer<O> {
         let prepared = TwoPhaseDirectory { xids: std::mem::take(&mut self.prepared) };
         self.batch.put(Key::TWO_PHASE_DIRECTORY, prepared.encode(control.pg));
         self.batch.put(Key::TABLESPACE_DIRECTORY, self.tablespaces.encode());
+        self.batch.put(Key::LOGICAL_SIZE, self.logical_size.encode().to_vec());
         self.batch.put(Key::CONTROL_FILE, control.encode());
         self.batch.put(Key::CHECKPOINT, control.checkpoint.to_vec());
     }

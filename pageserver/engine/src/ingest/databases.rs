@@ -62,9 +62,7 @@ impl Ingest {
         changes: &mut Changes,
         latest: &impl Latest,
     ) -> Result<(), IngestError> {
-        for rel in self.entries(Key::rel_directory_range(spc, db), latest).await? {
-            self.forget(rel);
-        }
+        self.remove_all(spc, db, latest).await?;
         if self.databases.directory.databases.get(&(spc, db)).copied().unwrap_or(false) {
             changes.push(Key::relation_map(spc, db), self.at.end, &Value::Image(&[]));
         }
@@ -97,15 +95,15 @@ impl Ingest {
         changes: &mut Changes,
         latest: &impl Latest,
     ) -> Result<(), IngestError> {
-        for rel in self.entries(Key::rel_directory_range(target.0, target.1), latest).await? {
-            self.forget(rel);
-        }
+        self.remove_all(target.0, target.1, latest).await?;
         self.databases.ensure(target.0, target.1);
         if let Some(map) = get(latest, Key::relation_map(source.0, source.1), self.at).await? {
             self.databases.has_relation_map(target.0, target.1);
             changes.push(Key::relation_map(target.0, target.1), self.at.end, &Value::Image(&map));
         }
-        for from in self.entries(Key::rel_directory_range(source.0, source.1), latest).await? {
+        let sources = self.entries(Key::rel_directory_range(source.0, source.1), latest).await?;
+        self.learn_sizes(&sources, latest).await?;
+        for from in sources {
             let Some(size) = self.size(from, latest).await? else { continue };
             let to = RelTag { spc: target.0, db: target.1, ..from };
             self.size(to, latest).await?;

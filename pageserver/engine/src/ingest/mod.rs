@@ -10,10 +10,11 @@
 //! Page images stay inside their records (as versions that need no older one): there they lack their hole and keep Postgres'
 //! compression, so they are never larger than the page, and restoring one at a read costs a copy.
 //!
-//! Reading order: this file (dispatch), [`relations`], [`databases`], [`slrus`], [`transactions`], [`counters`].
+//! Reading order: this file (dispatch), [`relations`], [`databases`], [`slrus`], [`transactions`], [`counters`], [`logical_size`].
 
 mod counters;
 mod databases;
+mod logical_size;
 mod relations;
 mod slrus;
 mod transactions;
@@ -45,9 +46,12 @@ use crate::as_of::ReadError;
 use crate::changes::Changes;
 use counters::Counters;
 use databases::Databases;
+use logical_size::LogicalSizes;
 use relations::Relations;
 use slrus::Slrus;
 use transactions::{Origins, TwoPhase};
+
+pub use logical_size::{CountedSize, SizeNow};
 
 /// What ingest reads of the timeline: as of the record before the one that is being ingested, pushed but unpublished changes included.
 /// What the current call itself pushed need not be seen.
@@ -134,6 +138,7 @@ pub struct Ingest {
     origins: Origins,
     tablespaces: Tablespaces,
     counters: Counters,
+    sizes: LogicalSizes,
     control: ControlFile,
     /// Transactions of the record at hand; kept for its memory.
     xids: Vec<u32>,
@@ -188,12 +193,23 @@ impl Ingest {
             origins: Origins::load(latest).await?,
             tablespaces,
             counters: Counters::load(latest, pg).await?,
+            sizes: LogicalSizes::load(latest).await?,
             control,
             xids: Vec::new(),
             trimmed: Vec::new(),
             unfinished: Vec::new(),
             at,
         })
+    }
+
+    /// The size of all relations together as of the last record.
+    pub fn logical_size(&self) -> SizeNow {
+        self.sizes.now
+    }
+
+    /// Where to put the size of all relations as of the LSN at which this was loaded, if the timeline did not have it then.
+    pub fn counted_size(&self) -> &CountedSize {
+        &self.sizes.counted
     }
 
     /// Appends to `changes` all versions that this record makes, at its end. `bytes` are the record's, header included.
@@ -290,7 +306,8 @@ impl Ingest {
     /// Pushes what was gathered in memory, each key once.
     fn finish(&mut self, changes: &mut Changes) -> Outcome {
         let lsn = self.at.end;
-        self.relations.push_changed(changes, lsn);
+        self.relations.push_changed(changes, lsn, &mut self.sizes);
+        self.sizes.push_changed(changes, lsn);
         self.databases.push_changed(changes, lsn);
         self.slrus.push_changed(changes, lsn);
         self.two_phase.push_changed(changes, lsn);

@@ -12,11 +12,14 @@ use codec::wal::payload::smgr::Truncate;
 use codec::wal::record::Record;
 use model::{Fork, Key, Lsn, RelLocator, RelTag};
 
+use super::logical_size::LogicalSizes;
 use super::{At, Ingest, IngestError, Latest, PART_ZEROS, Part, decode_size, get, push_zero};
 use crate::changes::Changes;
 
 /// Forks whose size is remembered: some megabytes at most.
 const REMEMBERED: usize = 65_536;
+/// Sizes that are looked up at once.
+const AT_ONCE: usize = 32;
 /// Value of a directory entry.
 const EXISTS: &[u8] = b"r";
 
@@ -74,7 +77,7 @@ impl Relations {
     }
 
     /// Pushes sizes and directory entries that changed, then forgets forks that were not used for long.
-    pub(super) fn push_changed(&mut self, changes: &mut Changes, lsn: Lsn) {
+    pub(super) fn push_changed(&mut self, changes: &mut Changes, lsn: Lsn, sizes: &mut LogicalSizes) {
         for rel in self.changed.drain(..) {
             let Some(known) = self.known.get_mut(&rel) else { continue };
             known.is_changed = false;
@@ -88,6 +91,7 @@ impl Relations {
             let bytes = known.size.map(u32::to_le_bytes);
             let bytes = bytes.as_ref().map_or(&[][..], |bytes| &bytes[..]);
             changes.push(Key::rel_size(rel), lsn, &Value::Image(bytes));
+            sizes.resized(known.stored, known.size);
             known.stored = known.size;
         }
         if self.known.len() > REMEMBERED {
@@ -109,13 +113,26 @@ impl Ingest {
         if let Some(size) = self.relations.recall(rel) {
             return Ok(size);
         }
-        let key = Key::rel_size(rel);
-        let size = match get(latest, key, self.at).await? {
-            Some(bytes) => Some(decode_size("relation size", key, &bytes)?),
-            None => None,
-        };
+        let size = stored_size(rel, self.at, latest).await?;
         self.relations.learn(rel, size);
         Ok(size)
+    }
+
+    /// Looks up the sizes of forks that are not remembered, many at once.
+    pub(super) async fn learn_sizes(
+        &mut self,
+        rels: &[RelTag],
+        latest: &impl Latest,
+    ) -> Result<(), IngestError> {
+        let unknown: Vec<RelTag> =
+            rels.iter().copied().filter(|rel| self.relations.recall(*rel).is_none()).collect();
+        for rels in unknown.chunks(AT_ONCE) {
+            let sizes = rels.iter().map(|rel| stored_size(*rel, self.at, latest));
+            for (rel, size) in rels.iter().zip(futures::future::try_join_all(sizes).await?) {
+                self.relations.learn(*rel, size);
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn set_size(&mut self, rel: RelTag, size: Option<u32>) {
@@ -205,11 +222,19 @@ impl Ingest {
         Ok(())
     }
 
-    /// Removes a fork that is known to exist.
-    pub(super) fn forget(&mut self, rel: RelTag) {
-        // Its size does not matter any more.
-        self.relations.learn(rel, Some(0));
-        self.relations.set(rel, None);
+    /// Removes all relations of a database in a tablespace.
+    pub(super) async fn remove_all(
+        &mut self,
+        spc: u32,
+        db: u32,
+        latest: &impl Latest,
+    ) -> Result<(), IngestError> {
+        let rels = self.entries(Key::rel_directory_range(spc, db), latest).await?;
+        self.learn_sizes(&rels, latest).await?;
+        for rel in rels {
+            self.relations.set(rel, None);
+        }
+        Ok(())
     }
 
     /// Removes all forks of a relation.
@@ -217,9 +242,8 @@ impl Ingest {
         let forks = Fork::ALL.map(|fork| rel.fork(fork));
         if forks.iter().any(|fork| self.relations.recall(*fork).is_none()) {
             let [first, .., last] = forks.map(Key::rel_directory_entry);
-            for fork in self.entries(first..last.next(), latest).await? {
-                self.relations.learn(fork, Some(0));
-            }
+            let existing = self.entries(first..last.next(), latest).await?;
+            self.learn_sizes(&existing, latest).await?;
             for fork in forks {
                 self.relations.learn(fork, None);
             }
@@ -245,6 +269,15 @@ impl Ingest {
                 _ => None,
             })
             .collect())
+    }
+}
+
+/// The size of a fork as the timeline has it; `None` when it does not exist.
+async fn stored_size(rel: RelTag, at: At, latest: &impl Latest) -> Result<Option<u32>, IngestError> {
+    let key = Key::rel_size(rel);
+    match get(latest, key, at).await? {
+        Some(bytes) => Ok(Some(decode_size("relation size", key, &bytes)?)),
+        None => Ok(None),
     }
 }
 

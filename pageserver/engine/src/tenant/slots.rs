@@ -18,6 +18,7 @@ use crate::index_keeper::IndexKeeper;
 use crate::index_store::{IndexStore, LoadIndexError};
 use crate::ports::BucketError;
 use crate::retention::{self, Wishes};
+use crate::tenant_size::SizeMemory;
 use crate::timeline::{Timeline, TimelinePolicy};
 
 /// How long the tasks of a deleted timeline may take to end: a layer or two may be on their way to the bucket.
@@ -47,6 +48,7 @@ pub struct Tenant {
     pub(super) changing: Mutex<()>,
     /// Its deletion was asked for: nothing of it is changed any more.
     pub(super) deleting: CancellationToken,
+    size: SizeMemory,
 }
 
 /// What has to be kept is not known.
@@ -109,6 +111,7 @@ impl Tenant {
             running: RwLock::default(),
             changing: Mutex::default(),
             deleting: CancellationToken::new(),
+            size: SizeMemory::default(),
         }
     }
 
@@ -125,6 +128,11 @@ impl Tenant {
     /// The operator's intent that attached it, if one did.
     pub fn attempt(&self) -> Option<&str> {
         self.attempt.as_deref()
+    }
+
+    /// What is remembered of its size.
+    pub fn size_memory(&self) -> &SizeMemory {
+        &self.size
     }
 
     /// How it is held, now and later.
@@ -396,6 +404,16 @@ impl Tenant {
             }
         }
         followed
+    }
+
+    /// Bytes of the layers of all its open timelines in the bucket.
+    pub fn remote_physical_size(&self) -> u64 {
+        let timelines = self.timelines.read().expect("no holder panics");
+        let open = timelines.values().filter_map(|slot| match slot {
+            Slot::Open(open) => Some(open.index().layer_bytes()),
+            _ => None,
+        });
+        open.sum()
     }
 
     /// All timelines.

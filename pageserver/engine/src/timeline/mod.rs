@@ -2,7 +2,7 @@
 //!
 //! [`Timeline`] is what the rest of the process holds: cheap to clone, reads through immutable snapshots, speaks to the owner through
 //! bounded channels. [`owner`] is the one task that changes anything; [`flush`] turns frozen tails into layers behind it; [`replay`] brings a
-//! timeline back from the bucket.
+//! timeline back from the bucket; [`size`] tells how large it is.
 
 mod chains;
 pub mod flush;
@@ -11,6 +11,7 @@ mod owner;
 mod reap;
 mod replay;
 pub mod restore;
+pub mod size;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -28,13 +29,13 @@ use model::{
     WalSegmentSize,
 };
 use serde::Serialize;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::as_of::ReadError;
 use crate::budget::TailBudget;
 use crate::index_keeper::IndexKeeper;
-use crate::ingest::IngestError;
+use crate::ingest::{CountedSize, IngestError, SizeNow};
 use crate::layer_read::{Layer, Retired};
 use crate::layer_write::LayerStore;
 use crate::read::{Snapshot, SnapshotAt};
@@ -59,6 +60,8 @@ pub struct TimelinePolicy {
     pub max_frozen: usize,
     /// What happens to raw WAL.
     pub wal: WalKeeping,
+    /// Turns for counting the logical size of timelines that do not say it: one for all of them.
+    pub counting: Arc<Semaphore>,
 }
 
 impl Default for TimelinePolicy {
@@ -70,6 +73,7 @@ impl Default for TimelinePolicy {
             max_l0: None,
             max_frozen: 2,
             wal: WalKeeping::default(),
+            counting: Arc::new(Semaphore::new(1)),
         }
     }
 }
@@ -109,8 +113,12 @@ pub struct TimelineInfo {
     pub wal_stored_lsn: Lsn,
     pub wal_flushed_lsn: Lsn,
     pub wal_objects: usize,
+    pub wal_objects_size: u64,
     pub layers: usize,
+    /// Bytes of all relations; `None` while they are being counted.
+    pub current_logical_size: Option<u64>,
     pub remote_physical_size: u64,
+    pub resident_physical_size: u64,
     pub tail_bytes: usize,
     pub newest_commit: Option<PgTimestamp>,
     pub gc_cutoff_lsn: Lsn,
@@ -134,6 +142,7 @@ struct Progress {
     prev: Lsn,
     tli: u32,
     newest_commit: Option<PgTimestamp>,
+    size: SizeNow,
     error: Option<Arc<str>>,
 }
 
@@ -147,6 +156,12 @@ struct Shared {
     facts: TimelineFacts,
     view: Arc<ArcSwap<Snapshot>>,
     progress: watch::Sender<Progress>,
+    /// Size of all relations where ingest began, if the timeline did not say it.
+    counted: CountedSize,
+    /// Changes when that is there.
+    is_counted: watch::Sender<()>,
+    /// Bytes of its layers on the local disk.
+    resident: Arc<AtomicU64>,
     disk_consistent: watch::Sender<Lsn>,
     wal: mpsc::Sender<ReceivedWal>,
     requests: mpsc::Sender<Request>,
@@ -345,9 +360,12 @@ impl Timeline {
             wal_received_lsn: self.shared.keeper.received(),
             wal_stored_lsn: *self.shared.keeper.stored().borrow(),
             wal_flushed_lsn: *self.shared.keeper.flushed().borrow(),
-            wal_objects: self.shared.keeper.objects().len(),
+            wal_objects: self.shared.keeper.object_count(),
+            wal_objects_size: self.shared.keeper.object_bytes(),
             layers: view.layers.len(),
-            remote_physical_size: view.layers.all().map(|layer| layer.file_size()).sum(),
+            current_logical_size: self.logical_size().map(codec::logical_size::LogicalSize::bytes),
+            remote_physical_size: self.shared.index.layer_bytes(),
+            resident_physical_size: self.shared.resident.load(Ordering::Relaxed),
             tail_bytes: view.open.size() + view.frozen.iter().map(crate::tail::Tail::size).sum::<usize>(),
             newest_commit: progress.newest_commit,
             gc_cutoff_lsn: view.retention.cutoff,

@@ -241,6 +241,7 @@ impl Owner {
             progress.last = state.last;
             progress.prev = state.prev;
             progress.tli = state.tli.0;
+            progress.size = self.ingest.logical_size();
             progress.newest_commit = progress.newest_commit.max(newest_commit);
             moved
         });

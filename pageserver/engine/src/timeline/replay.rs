@@ -16,6 +16,7 @@ use super::chains::Chains;
 use super::flush::Flusher;
 use super::owner::{Owner, OwnerError, State};
 use super::reap::Reaper;
+use super::size::count_once;
 use super::{Progress, Shared, Timeline, TimelineFacts, TimelinePolicy};
 use crate::as_of::ReadError;
 use crate::blocking;
@@ -25,7 +26,7 @@ use crate::chunk_cache::ChunkCache;
 use crate::claim::{Claim, ValidateError};
 use crate::index_keeper::{IndexKeeper, IndexTrouble};
 use crate::index_store::PutIndexError;
-use crate::ingest::{Ingest, IngestError, Latest};
+use crate::ingest::{Ingest, IngestError, Latest, SizeNow};
 use crate::layer_map::LayerMap;
 use crate::layer_write::LayerStore;
 use crate::ports::{Bucket, BucketError};
@@ -161,12 +162,17 @@ pub async fn open(
         prev: found.prev_record_lsn.unwrap_or(Lsn::INVALID),
         tli: found.tli.0,
         newest_commit: None,
+        size: ingest.logical_size(),
         error: None,
     };
+    let snapshot = Arc::new(snapshot);
     let shared = Arc::new(Shared {
         facts,
-        view: Arc::new(ArcSwap::from_pointee(snapshot)),
+        view: Arc::new(ArcSwap::new(Arc::clone(&snapshot))),
         progress: watch::channel(progress.clone()).0,
+        counted: Arc::clone(ingest.counted_size()),
+        is_counted: watch::channel(()).0,
+        resident: layer_store.resident(),
         disk_consistent: watch::channel(found.disk_consistent_lsn).0,
         wal: to_owner,
         requests: ask_owner,
@@ -215,6 +221,15 @@ pub async fn open(
         flusher.run().await;
         ("flusher", Ok(()))
     });
+    if let SizeNow::Since(_) = progress.size {
+        let counted = Arc::clone(&shared.counted);
+        let (is_counted, stop) = (shared.is_counted.clone(), shared.stop.clone());
+        let counting = count_once(snapshot, Arc::clone(&place.policy.counting), counted, is_counted, stop);
+        tasks.spawn(async move {
+            counting.await;
+            ("logical size", Ok(()))
+        });
+    }
     let newest = replay(place, tenant_shard, timeline, &mut owner, &found.wal, &run).await?;
     keeper.remember(&newest);
     let keeper_place = WalKeeperPlace {

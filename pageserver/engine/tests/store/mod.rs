@@ -6,11 +6,13 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use bytes::Bytes;
+use codec::logical_size::LogicalSize;
 use codec::page::ZERO_PAGE;
 use codec::value::Value;
 use engine::as_of::ReadError;
 use engine::changes::Changes;
 use engine::ingest::{Ingest, IngestError, Latest, Outcome};
+use model::key::KeyKind;
 use model::{Key, KeyRange, Lsn, PgMajor, RelTag};
 
 /// Every version of every key, as encoded values.
@@ -64,6 +66,22 @@ impl Store {
     pub fn size(&self, key: Key) -> Option<u32> {
         let bytes = self.value(key).expect("sizes are images")?;
         (!bytes.is_empty()).then(|| u32::from_le_bytes(bytes[..].try_into().expect("sizes have four bytes")))
+    }
+
+    /// The sum of all sizes, counted one by one.
+    pub fn counted_size(&self) -> LogicalSize {
+        let entries = self.versions.range(Key::rel_directory_all()).filter_map(|(key, _)| match key.kind() {
+            Some(KeyKind::RelDirectoryEntry(rel)) => Some(rel),
+            _ => None,
+        });
+        let sizes = entries.map(|rel| self.size(Key::rel_size(rel)));
+        sizes.fold(LogicalSize::default(), |sum, size| sum.resized(None, size))
+    }
+
+    /// The sum of all sizes, as ingest says it.
+    pub fn stored_size(&self) -> Option<LogicalSize> {
+        let bytes = self.value(Key::LOGICAL_SIZE).expect("it is an image")?;
+        Some(LogicalSize::decode(&bytes).expect("ingest encoded it"))
     }
 
     /// Ingests one record, with all its parts.

@@ -7,6 +7,7 @@ use engine::as_of::ReadError;
 use engine::claim::{TakeClaimError, ValidateError};
 use engine::deletion::DeleteTenantError;
 use engine::tenant::{ChangeError, NotFound};
+use engine::tenant_size::SyntheticSizeError;
 use engine::timeline::lease::LeaseError;
 use serde_json::json;
 
@@ -71,6 +72,18 @@ impl From<ReadError> for Refused {
         match error {
             ReadError::Superseded | ReadError::Stopping => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+            }
+            error => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error_story(&error)),
+        }
+    }
+}
+
+impl From<SyntheticSizeError> for Refused {
+    fn from(error: SyntheticSizeError) -> Self {
+        match error {
+            SyntheticSizeError::NotTheFirstShard(_) => Self::bad_request(error.to_string()),
+            SyntheticSizeError::Read { source: ReadError::Superseded | ReadError::Stopping, .. } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, error_story(&error))
             }
             error => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error_story(&error)),
         }

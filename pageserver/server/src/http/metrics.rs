@@ -1,4 +1,7 @@
 //! Gauges of tenants and timelines, brought up to date when somebody asks. Names are Neon's where it has them.
+//!
+//! A server may have more timelines than anybody wants to store series of, most of them idle. So only the largest have gauges of their own, by
+//! what they have in the bucket: which these are seldom changes, so series do not come and go. All count in the sums.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -6,13 +9,14 @@ use std::sync::atomic::Ordering;
 use engine::budget::TailBudget;
 use engine::chunk_cache::ChunkCache;
 use engine::tenant::{Tenants, TimelineState};
+use engine::timeline::TimelineInfo;
 use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
 
 use crate::metrics::registered;
 use crate::source::followers::Followers;
 
 const LABELS: [&str; 3] = ["tenant_id", "shard_id", "timeline_id"];
-const GAUGES: [(&str, &str); 12] = [
+const GAUGES: [(&str, &str); 15] = [
     ("pageserver_last_record_lsn", "End of the newest readable record"),
     ("pageserver_disk_consistent_lsn", "Up to where everything is in layers in the bucket"),
     ("pageserver_projected_remote_consistent_lsn", "The same"),
@@ -25,11 +29,24 @@ const GAUGES: [(&str, &str); 12] = [
     ("palimpsest_wal_received_lsn", "End of received WAL"),
     ("palimpsest_wal_flushed_lsn", "End of WAL that was reported to the source as safe"),
     ("palimpsest_tail_bytes", "Memory of changes that are not in layers yet"),
+    (
+        "pageserver_current_logical_size",
+        "Bytes of all relations as of the newest record; absent while they are counted",
+    ),
+    ("pageserver_resident_physical_size", "Bytes of layers on the local disk"),
+    ("palimpsest_wal_object_bytes", "Bytes of raw WAL in the bucket that no layer covers yet"),
 ];
 
 /// What is collected at a scrape.
 pub struct EngineMetrics {
     timelines: [IntGaugeVec; GAUGES.len()],
+    /// Timelines, and tenants, that have gauges of their own at most.
+    most: usize,
+    without_gauges: IntGauge,
+    remote_bytes: IntGauge,
+    resident_bytes: IntGauge,
+    wal_object_bytes: IntGauge,
+    synthetic_sizes: IntGaugeVec,
     states: IntGaugeVec,
     followed: IntGauge,
     tail_used: IntGauge,
@@ -40,7 +57,7 @@ pub struct EngineMetrics {
 
 impl EngineMetrics {
     /// Registers them.
-    pub fn register(registry: &Registry) -> Self {
+    pub fn register(registry: &Registry, most: usize) -> Self {
         const WELL_FORMED: &str = "the name is well-formed";
         let gauge =
             |name: &str, help: &str| registered(registry, IntGauge::new(name, help).expect(WELL_FORMED));
@@ -49,6 +66,28 @@ impl EngineMetrics {
         };
         EngineMetrics {
             timelines: GAUGES.map(|(name, help)| gauges(name, help, &LABELS)),
+            most,
+            without_gauges: gauge(
+                "palimpsest_timelines_without_gauges",
+                "Timelines that have no gauges of their own because others are larger",
+            ),
+            remote_bytes: gauge(
+                "pageserver_remote_physical_size_global",
+                "Bytes of layers of all timelines in the bucket",
+            ),
+            resident_bytes: gauge(
+                "pageserver_resident_physical_size_global",
+                "Bytes of layers of all timelines on the local disk",
+            ),
+            wal_object_bytes: gauge(
+                "palimpsest_wal_object_bytes_global",
+                "Bytes of raw WAL of all timelines in the bucket that no layer covers yet",
+            ),
+            synthetic_sizes: gauges(
+                "pageserver_tenant_synthetic_cached_size_bytes",
+                "What the history of a tenant costs, as it was last made",
+                &["tenant_id"],
+            ),
             states: gauges("pageserver_timeline_states_count", "Timelines, by state", &["state"]),
             followed: gauge(
                 "pageserver_walreceiver_active_managers",
@@ -72,6 +111,33 @@ impl EngineMetrics {
         }
     }
 
+    fn show(&self, info: &TimelineInfo) {
+        let shard = info.facts.tenant_shard;
+        let labels = [shard.tenant.to_string(), shard.shard.to_string(), info.facts.timeline.to_string()];
+        let values = [
+            Some(info.last_record_lsn.0),
+            Some(info.disk_consistent_lsn.0),
+            Some(info.remote_consistent_lsn.0),
+            Some(info.remote_physical_size),
+            Some(info.layers as u64),
+            Some(info.gc_cutoff_lsn.0),
+            Some(info.l0_layers as u64),
+            Some(u64::from(info.ingest_waits)),
+            Some(u64::from(info.compaction_error.is_some())),
+            Some(info.wal_received_lsn.0),
+            Some(info.wal_flushed_lsn.0),
+            Some(info.tail_bytes as u64),
+            info.current_logical_size,
+            Some(info.resident_physical_size),
+            Some(info.wal_objects_size),
+        ];
+        for (gauge, value) in self.timelines.iter().zip(values) {
+            if let Some(value) = value {
+                gauge.with_label_values(&labels).set(value as i64);
+            }
+        }
+    }
+
     /// Brings them up to date. Timelines that are gone lose their samples.
     pub fn refresh(
         &self,
@@ -81,42 +147,37 @@ impl EngineMetrics {
         budget: &TailBudget,
     ) {
         self.timelines.iter().for_each(IntGaugeVec::reset);
+        self.synthetic_sizes.reset();
         let mut states = [("Active", 0), ("Loading", 0), ("Broken", 0), ("Stopping", 0)];
-        for tenant in tenants.list() {
-            let Ok(tenant) = tenants.tenant(tenant.id.tenant) else { continue };
-            let shard = tenant.shard();
+        let (mut active, mut sizes) = (Vec::new(), Vec::new());
+        for tenant in tenants.attached() {
+            if let Some(made) = tenant.size_memory().last() {
+                sizes.push((made.size, tenant.shard().tenant));
+            }
             for state in tenant.list() {
                 match state {
                     TimelineState::Active(info) => {
                         states[0].1 += 1;
-                        let labels = [
-                            shard.tenant.to_string(),
-                            shard.shard.to_string(),
-                            info.facts.timeline.to_string(),
-                        ];
-                        let values = [
-                            info.last_record_lsn.0,
-                            info.disk_consistent_lsn.0,
-                            info.remote_consistent_lsn.0,
-                            info.remote_physical_size,
-                            info.layers as u64,
-                            info.gc_cutoff_lsn.0,
-                            info.l0_layers as u64,
-                            u64::from(info.ingest_waits),
-                            u64::from(info.compaction_error.is_some()),
-                            info.wal_received_lsn.0,
-                            info.wal_flushed_lsn.0,
-                            info.tail_bytes as u64,
-                        ];
-                        for (gauge, value) in self.timelines.iter().zip(values) {
-                            gauge.with_label_values(&labels).set(value as i64);
-                        }
+                        active.push(info);
                     }
                     TimelineState::Importing { .. } => states[1].1 += 1,
                     TimelineState::Broken { .. } => states[2].1 += 1,
                     TimelineState::Deleting { .. } => states[3].1 += 1,
                 }
             }
+        }
+        let sum = |of: fn(&TimelineInfo) -> u64| active.iter().map(|info| of(info)).sum::<u64>() as i64;
+        self.remote_bytes.set(sum(|info| info.remote_physical_size));
+        self.resident_bytes.set(sum(|info| info.resident_physical_size));
+        self.wal_object_bytes.set(sum(|info| info.wal_objects_size));
+        self.without_gauges.set(active.len().saturating_sub(self.most) as i64);
+        for info in largest(active, self.most, |info| {
+            (info.remote_physical_size + info.wal_objects_size, info.facts.timeline)
+        }) {
+            self.show(&info);
+        }
+        for (size, tenant) in largest(sizes, self.most, |size| *size) {
+            self.synthetic_sizes.with_label_values(&[&tenant.to_string()]).set(size as i64);
         }
         for (state, count) in states {
             self.states.with_label_values(&[state]).set(count);
@@ -154,5 +215,28 @@ impl EngineMetrics {
         ] {
             self.cache.with_label_values(&[what]).set(value as i64);
         }
+    }
+}
+
+/// The largest of them, at most so many.
+fn largest<T, K: Ord>(mut all: Vec<T>, most: usize, size: impl Fn(&T) -> K) -> Vec<T> {
+    if all.len() > most {
+        all.select_nth_unstable_by_key(most, |one| std::cmp::Reverse(size(one)));
+        all.truncate(most);
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_largest_have_gauges_of_their_own() {
+        let mut some = largest(vec![3, 9, 1, 7, 5], 2, |size| *size);
+        some.sort_unstable();
+        assert_eq!(some, [7, 9]);
+        assert_eq!(largest(vec![1, 2], 2, |size| *size).len(), 2);
+        assert!(largest(vec![1, 2], 0, |size| *size).is_empty());
     }
 }

@@ -14,7 +14,8 @@ use axum::routing::{get, post, put};
 use engine::budget::TailBudget;
 use engine::chunk_cache::ChunkCache;
 use engine::error_story::error_story;
-use engine::tenant::{BranchPoint, ChangeError, Tenant, Tenants};
+use engine::tenant::{BranchPoint, ChangeError, Tenant, Tenants, TimelineState};
+use engine::tenant_size::{size_inputs, synthetic_size};
 use model::{Lsn, PgTimestamp, TenantId, TenantShardId, TimelineId};
 use prometheus::Registry;
 use serde::Deserialize;
@@ -24,7 +25,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::answer::Refused;
 use super::metrics::EngineMetrics;
-use super::timelines::{layer_map_json, parse_rfc3339, rfc3339, tenant_json, timeline_json};
+use super::timelines::{
+    layer_map_json, parse_rfc3339, rfc3339, synthetic_size_json, tenant_json, timeline_json,
+};
 use crate::auth::{Access, Keys};
 use crate::metrics::{self, ProcessMetrics};
 use crate::source::followers::Followers;
@@ -99,6 +102,7 @@ fn routes(api: Arc<Api>) -> Router {
         .route("/readyz", get(async || "ok"))
         .route("/v1/tenant", get(list_tenants).post(create_tenant))
         .route("/v1/tenant/{tenant}", get(tenant_detail).delete(delete_tenant))
+        .route("/v1/tenant/{tenant}/synthetic_size", get(synthetic_size_of))
         .route("/v1/tenant/{tenant}/timeline", get(list_timelines).post(create_timeline))
         .route(timeline, get(timeline_detail).delete(delete_timeline))
         .route(&format!("{timeline}/primary"), put(follow_primary))
@@ -221,13 +225,79 @@ async fn tenant_detail(State(api): Shared, Ids(shard): Ids<TenantShardId>) -> An
     let info = api.tenants.list().into_iter().find(|info| info.id == shard);
     let mut detail = info.as_ref().map_or(Value::Null, tenant_json);
     detail["walredo"] = Value::Null;
+    detail["current_physical_size"] = tenant.remote_physical_size().into();
     detail["timelines"] = tenant.list().iter().map(|state| json!(state.id())).collect();
     ok(detail)
 }
 
-async fn list_timelines(State(api): Shared, Ids(shard): Ids<TenantShardId>) -> Answer {
+/// What of a timeline's size is asked for.
+#[derive(Clone, Copy, Deserialize)]
+struct SizeWanted {
+    /// Wait until it is known.
+    #[serde(default, rename = "force-await-initial-logical-size")]
+    awaited: bool,
+    /// Count it, too, from the sizes of all relations.
+    #[serde(default, rename = "include-non-incremental-logical-size")]
+    recounted: bool,
+}
+
+/// A timeline with as much of its size as is asked for.
+async fn sized_json(
+    api: &Api,
+    tenant: &Tenant,
+    state: &TimelineState,
+    wanted: SizeWanted,
+) -> Result<Value, Refused> {
+    let (TimelineState::Active(info), true) = (state, wanted.awaited || wanted.recounted) else {
+        return Ok(timeline_json(tenant, state, &api.followers));
+    };
+    let timeline = tenant.timeline(info.facts.timeline)?;
+    if wanted.awaited {
+        timeline.counted_logical_size().await?;
+    }
+    let info = timeline.info();
+    let recounted = match wanted.recounted {
+        true => Some(timeline.recounted_logical_size(info.last_record_lsn).await?.bytes()),
+        false => None,
+    };
+    let mut json = timeline_json(tenant, &TimelineState::Active(Box::new(info)), &api.followers);
+    json["current_logical_size_non_incremental"] = json!(recounted);
+    Ok(json)
+}
+
+async fn list_timelines(
+    State(api): Shared,
+    Ids(shard): Ids<TenantShardId>,
+    Parameters(wanted): Parameters<SizeWanted>,
+) -> Answer {
     let tenant = tenant_of(&api, shard)?;
-    ok(tenant.list().iter().map(|state| timeline_json(&tenant, state, &api.followers)).collect())
+    let mut timelines = Vec::new();
+    for state in tenant.list() {
+        timelines.push(sized_json(&api, &tenant, &state, wanted).await?);
+    }
+    ok(timelines.into())
+}
+
+#[derive(Deserialize)]
+struct SyntheticSizeWanted {
+    #[serde(default)]
+    inputs_only: bool,
+    retention_period: Option<u64>,
+}
+
+async fn synthetic_size_of(
+    State(api): Shared,
+    Ids(shard): Ids<TenantShardId>,
+    Parameters(wanted): Parameters<SyntheticSizeWanted>,
+) -> Answer {
+    let tenant = tenant_of(&api, shard)?;
+    let now = SystemTime::now();
+    if wanted.inputs_only {
+        let inputs = size_inputs(&tenant, wanted.retention_period, now).await?;
+        return ok(synthetic_size_json(shard, &inputs, None));
+    }
+    let made = synthetic_size(&tenant, wanted.retention_period, now).await?;
+    ok(synthetic_size_json(shard, &made.inputs, Some((made.size, &made.cost))))
 }
 
 /// How a timeline comes to be: as a branch, from a running primary, or from a base on this server's disk.
@@ -308,11 +378,20 @@ async fn create_timeline(
 }
 
 fn one_timeline(api: &Api, shard: TenantShardId, timeline: TimelineId) -> Result<Value, Refused> {
+    let (tenant, state) = timeline_state(api, shard, timeline)?;
+    Ok(timeline_json(&tenant, &state, &api.followers))
+}
+
+fn timeline_state(
+    api: &Api,
+    shard: TenantShardId,
+    timeline: TimelineId,
+) -> Result<(Arc<Tenant>, TimelineState), Refused> {
     let tenant = tenant_of(api, shard)?;
     let state = tenant.list().into_iter().find(|state| state.id() == timeline).ok_or_else(|| {
         Refused::new(StatusCode::NOT_FOUND, format!("NotFound: Timeline {shard}/{timeline} was not found"))
     })?;
-    Ok(timeline_json(&tenant, &state, &api.followers))
+    Ok((tenant, state))
 }
 
 /// What anybody may ask.
@@ -366,8 +445,13 @@ async fn refuse_changes(State(api): Shared, request: Request, next: Next) -> Res
 
 type TimelinePath = Ids<(TenantShardId, TimelineId)>;
 
-async fn timeline_detail(State(api): Shared, Ids((shard, timeline)): TimelinePath) -> Answer {
-    ok(one_timeline(&api, shard, timeline)?)
+async fn timeline_detail(
+    State(api): Shared,
+    Ids((shard, timeline)): TimelinePath,
+    Parameters(wanted): Parameters<SizeWanted>,
+) -> Answer {
+    let (tenant, state) = timeline_state(&api, shard, timeline)?;
+    ok(sized_json(&api, &tenant, &state, wanted).await?)
 }
 
 async fn delete_timeline(State(api): Shared, Ids((shard, timeline)): TimelinePath) -> Answer {

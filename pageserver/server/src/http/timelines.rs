@@ -4,8 +4,11 @@ use std::time::{Duration, SystemTime};
 
 use codec::index_part::IndexPart;
 use engine::tenant::{Tenant, TenantInfo, TimelineState};
+use engine::tenant_size::SizeInputs;
+use engine::tenant_size::segments::{Cost, Method, SegmentCost};
+use engine::tenant_size::tree::TreeSegment;
 use engine::timeline::TimelineInfo;
-use model::{LayerName, TenantShardId, TimelineId};
+use model::{LayerName, Lsn, TenantShardId, TimelineId};
 use serde_json::{Value, json};
 
 use crate::source::followers::Followers;
@@ -59,7 +62,11 @@ fn active_json(tenant: TenantShardId, info: &TimelineInfo, followers: &Followers
         "remote_consistent_lsn": info.remote_consistent_lsn,
         "remote_consistent_lsn_visible": info.remote_consistent_lsn,
         "initdb_lsn": facts.initdb_lsn,
+        "current_logical_size": info.current_logical_size.unwrap_or(0),
+        "current_logical_size_is_accurate": info.current_logical_size.is_some(),
+        "current_logical_size_non_incremental": null,
         "current_physical_size": info.remote_physical_size,
+        "resident_physical_size": info.resident_physical_size,
         "wal_source_connstr": followers.source(id),
         "pg_version": facts.pg,
         "state": if info.error.is_some() { json!({"Broken": {"reason": info.error, "backtrace": ""}}) } else { json!("Active") },
@@ -74,6 +81,7 @@ fn active_json(tenant: TenantShardId, info: &TimelineInfo, followers: &Followers
         "wal_stored_lsn": info.wal_stored_lsn,
         "wal_flushed_lsn": info.wal_flushed_lsn,
         "wal_objects": info.wal_objects,
+        "wal_objects_size": info.wal_objects_size,
         "layers": info.layers,
         "l0_layers": info.l0_layers,
         "ingest_waits_for_compaction": info.ingest_waits,
@@ -82,6 +90,62 @@ fn active_json(tenant: TenantShardId, info: &TimelineInfo, followers: &Followers
         "index_bytes_put": info.index_bytes,
         "tail_bytes": info.tail_bytes,
         "newest_commit": info.newest_commit.map(|time| rfc3339(time.to_system_time())),
+    })
+}
+
+/// The size of a tenant as Neon tells it: with the tree that it was made of, and unless only that was asked for, the sum.
+pub fn synthetic_size_json(tenant: TenantShardId, inputs: &SizeInputs, sum: Option<(u64, &Cost)>) -> Value {
+    let segments: Vec<Value> = inputs
+        .segments
+        .iter()
+        .map(|TreeSegment { segment, timeline, kind, .. }| {
+            json!({
+                "segment": {
+                    "parent": segment.parent,
+                    "lsn": segment.lsn.0,
+                    "size": segment.size,
+                    "needed": segment.needed,
+                },
+                "timeline_id": timeline,
+                "kind": kind,
+            })
+        })
+        .collect();
+    let timelines: Vec<Value> = inputs
+        .timelines
+        .iter()
+        .map(|timeline| {
+            let (ancestor, ancestor_lsn) = timeline.ancestor.unzip();
+            json!({
+                "timeline_id": timeline.timeline,
+                "ancestor_id": ancestor,
+                "ancestor_lsn": ancestor_lsn.unwrap_or(Lsn::INVALID),
+                "last_record": timeline.last_record,
+                "latest_gc_cutoff": timeline.applied_cutoff,
+                "next_pitr_cutoff": timeline.cutoff,
+                "retention_param_cutoff": timeline.asked_cutoff,
+                "lease_points": timeline.kept,
+                // Ours: archived and hidden ones count only for their branches.
+                "is_live": timeline.is_live,
+            })
+        })
+        .collect();
+    let costs = sum.map(|(_, cost)| {
+        let one = |cost: &SegmentCost| {
+            let method = match cost.method {
+                Method::SnapshotHere => "SnapshotHere",
+                Method::Wal => "Wal",
+                Method::Skipped => "Skipped",
+            };
+            json!({"method": method, "accum_size": cost.accum_size})
+        };
+        cost.segments.iter().map(one).collect::<Vec<_>>()
+    });
+    json!({
+        "id": tenant.tenant,
+        "size": sum.map(|(size, _)| size),
+        "segment_sizes": costs,
+        "inputs": {"segments": segments, "timeline_inputs": timelines},
     })
 }
 

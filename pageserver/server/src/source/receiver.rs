@@ -300,7 +300,7 @@ impl Receiver {
             return Err(FollowError::Parted { at, tli: identity.tli });
         }
         let part = timeline.index().part().await;
-        let starts = part.palimpsest.as_ref().map(|ours| ours.tli_history.clone()).unwrap_or_default();
+        let starts = part.palimpsest.as_ref().map(|ours| &*ours.tli_history).unwrap_or_default();
         let mut tli = starts.last().ok_or(SwitchError::NoPostgres)?.tli;
         let last = timeline.last_record_lsn();
         let is_restored_here = history
