@@ -171,7 +171,7 @@ impl From<ValidateError> for Trouble {
 impl From<PutIndexError> for Trouble {
     fn from(error: PutIndexError) -> Self {
         match error {
-            PutIndexError::Bucket { .. } => Trouble::Away,
+            PutIndexError::Bucket { .. } | PutIndexError::Together { .. } => Trouble::Away,
             // An earlier try of the same owner, with other content, got there: to be looked at again.
             PutIndexError::Stopped { .. } => Trouble::Refused,
             error @ PutIndexError::Plain(_) => Trouble::Violation(error.to_string()),
@@ -451,7 +451,8 @@ impl Owner {
     async fn connect(&self, opened: &mut Opened, source: &Connection) -> Outcome {
         self.validate_unless(Broken::SlotUnlisted).await?;
         let main = &mut opened.main;
-        let mut known = main.index.part().await.palimpsest.expect("every index here has our part");
+        let part = main.index.part().await;
+        let mut known = part.palimpsest.clone().expect("every index here has our part");
         let nonces_count = self.broken != Broken::NonceIgnored;
         if !nonces_count {
             known.restores.clear();
@@ -642,7 +643,7 @@ impl Owner {
     /// Makes one layer of all, and deletes those.
     async fn compact(&self, opened: &mut Opened) -> Outcome {
         let main = &opened.main;
-        let before = main.index.part().await.layer_metadata;
+        let before = main.index.part().await.layer_metadata.clone();
         if before.len() < 2 {
             return Ok(Said::Nothing);
         }
@@ -692,7 +693,7 @@ impl Owner {
 
     /// Reads: finds a layer that the index names.
     async fn read(&self, opened: &mut Opened) -> Outcome {
-        let layers = opened.main.index.part().await.layer_metadata;
+        let layers = opened.main.index.part().await.layer_metadata.clone();
         let which = self.drawn as usize % layers.len().max(1);
         if let Some((name, metadata)) = layers.iter().nth(which) {
             self.look_at(
@@ -810,7 +811,7 @@ impl Owner {
 
 /// How a timeline was archived, if it was.
 async fn archived(index: &IndexKeeper) -> Option<Archived> {
-    index.part().await.palimpsest.and_then(|ours| ours.archived)
+    index.part().await.palimpsest.as_ref().and_then(|ours| ours.archived.clone())
 }
 
 /// A history without a word of why.

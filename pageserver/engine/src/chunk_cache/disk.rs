@@ -36,6 +36,16 @@ pub(super) struct DiskTier {
     counts: Arc<CacheCounts>,
 }
 
+/// An object, and who counts what is here of it.
+#[derive(Clone, Debug)]
+pub(super) struct Counted {
+    pub(super) id: ObjectId,
+    /// Bytes of the object.
+    pub(super) size: u64,
+    /// Counts the bytes of it, and of others, that are here.
+    pub(super) resident: Arc<AtomicU64>,
+}
+
 struct State {
     runs: Runs,
     copies: HashMap<ObjectId, Arc<LocalCopy>>,
@@ -52,11 +62,31 @@ struct LocalCopy {
     changes: Mutex<()>,
     /// Counts how often something of it was evicted.
     evictions: AtomicU64,
+    /// Counts its bytes, with those of others.
+    resident: Arc<AtomicU64>,
 }
 
 impl LocalCopy {
-    fn new(file: OwnFile) -> LocalCopy {
-        LocalCopy { file, changes: Mutex::new(()), evictions: AtomicU64::new(0) }
+    fn new(file: OwnFile, resident: Arc<AtomicU64>) -> LocalCopy {
+        LocalCopy { file, changes: Mutex::new(()), evictions: AtomicU64::new(0), resident }
+    }
+}
+
+impl State {
+    /// Forgets what is here of an object.
+    fn remove(&mut self, object: ObjectId) -> Option<Arc<LocalCopy>> {
+        let before = self.runs.bytes();
+        self.runs.remove(object);
+        let copy = self.copies.remove(&object)?;
+        copy.resident.fetch_sub(before - self.runs.bytes(), Ordering::Relaxed);
+        Some(copy)
+    }
+
+    /// Takes note of chunks of an object that are here now.
+    fn insert(&mut self, object: &Counted, chunks: Range<u32>, hot: bool) {
+        let before = self.runs.bytes();
+        chunks.for_each(|chunk| self.runs.insert(object.id, object.size, chunk, hot));
+        object.resident.fetch_add(self.runs.bytes() - before, Ordering::Relaxed);
     }
 }
 
@@ -148,17 +178,18 @@ impl DiskTier {
     /// Keeps adjacent chunks. Blocks.
     pub(super) fn write(
         &self,
-        (object, size): (ObjectId, u64),
+        counted: &Counted,
         chunks: Range<u32>,
         bytes: &[u8],
         hot: bool,
     ) -> io::Result<()> {
+        let object = counted.id;
         self.measure_by_and_by();
         let held = self.state().copies.get(&object).cloned();
         let copy = if let Some(copy) = held {
             copy
         } else {
-            let new = Arc::new(LocalCopy::new(self.new_file()?));
+            let new = Arc::new(LocalCopy::new(self.new_file()?, Arc::clone(&counted.resident)));
             Arc::clone(self.state().copies.entry(object).or_insert(new))
         };
         let alone = copy.changes.lock().expect("no holder panics");
@@ -172,7 +203,7 @@ impl DiskTier {
         let mut state = self.state();
         // Else it was dropped meanwhile.
         if state.copies.get(&object).is_some_and(|current| Arc::ptr_eq(current, &copy)) {
-            chunks.for_each(|chunk| state.runs.insert(object, size, chunk, hot));
+            state.insert(counted, chunks, hot);
         }
         drop(state);
         drop(alone);
@@ -181,15 +212,13 @@ impl DiskTier {
     }
 
     /// Makes a whole file the copy of an object. Blocks.
-    pub(super) fn adopt(&self, (object, size): (ObjectId, u64), file: OwnFile) {
+    pub(super) fn adopt(&self, counted: &Counted, file: OwnFile) {
         let before = {
             let mut state = self.state();
-            let before = state.copies.insert(object, Arc::new(LocalCopy::new(file)));
-            if before.is_some() {
-                state.runs.remove(object);
-            }
-            (0..size.div_ceil(CHUNK_SIZE) as u32)
-                .for_each(|chunk| state.runs.insert(object, size, chunk, false));
+            let before = state.remove(counted.id);
+            let copy = LocalCopy::new(file, Arc::clone(&counted.resident));
+            state.copies.insert(counted.id, Arc::new(copy));
+            state.insert(counted, 0..counted.size.div_ceil(CHUNK_SIZE) as u32, false);
             before
         };
         drop(before);
@@ -200,8 +229,7 @@ impl DiskTier {
     /// Forgets an object: nobody has a handle to it.
     pub(super) fn forget(&self, object: ObjectId) {
         let Ok(mut state) = self.state.lock() else { return };
-        state.runs.remove(object);
-        let copy = state.copies.remove(&object);
+        let copy = state.remove(object);
         drop(state);
         drop(copy);
     }
@@ -254,6 +282,7 @@ impl DiskTier {
                 state.copies.get(&evicted.object).cloned()
             };
             if let Some(copy) = copy {
+                copy.resident.fetch_sub(evicted.bytes, Ordering::Relaxed);
                 copy.evictions.fetch_add(1, Ordering::SeqCst);
                 going.push(Going { copy, evicted });
             }
@@ -283,8 +312,7 @@ impl DiskTier {
             tracing::debug!(%error, "cannot punch a hole, the whole local copy goes");
             let mut state = self.state();
             if state.copies.get(&evicted.object).is_some_and(|current| Arc::ptr_eq(current, &copy)) {
-                state.copies.remove(&evicted.object);
-                state.runs.remove(evicted.object);
+                state.remove(evicted.object);
             }
         }
     }
@@ -315,8 +343,8 @@ mod tests {
         DiskTier::new(files, limit_chunks * CHUNK_SIZE, marks, Arc::default()).unwrap()
     }
 
-    fn object(id: ObjectId) -> (ObjectId, u64) {
-        (id, 32 * CHUNK_SIZE)
+    fn object(id: ObjectId) -> Counted {
+        Counted { id, size: 32 * CHUNK_SIZE, resident: Arc::default() }
     }
 
     #[test]
@@ -331,7 +359,7 @@ mod tests {
         let files = Arc::new(MemoryDisk::new(1 << 40));
         let tier = tier(&files, 24);
         for chunk in 0..32 {
-            tier.write(object(1), chunk..chunk + 1, &vec![chunk as u8 + 1; CHUNK], chunk == 3).unwrap();
+            tier.write(&object(1), chunk..chunk + 1, &vec![chunk as u8 + 1; CHUNK], chunk == 3).unwrap();
         }
         assert!(tier.used() <= 24 * CHUNK_SIZE);
         assert_eq!(files.used(), tier.used());
@@ -349,14 +377,14 @@ mod tests {
         let files = Arc::new(MemoryDisk::new(100 * CHUNK_SIZE));
         let tier = tier(&files, 60);
         for id in 1..=2 {
-            tier.adopt(object(id), whole_file(&tier));
+            tier.adopt(&object(id), whole_file(&tier));
         }
         assert!((40 * CHUNK_SIZE..=60 * CHUNK_SIZE).contains(&tier.used()));
         files.set_others(50 * CHUNK_SIZE);
-        tier.write(object(3), 0..1, &vec![1; CHUNK], false).unwrap();
+        tier.write(&object(3), 0..1, &vec![1; CHUNK], false).unwrap();
         assert_eq!(tier.allowed(), 60 * CHUNK_SIZE, "measured a moment ago");
         tokio::time::advance(MEASURE_EVERY).await;
-        tier.write(object(3), 1..2, &vec![1; CHUNK], false).unwrap();
+        tier.write(&object(3), 1..2, &vec![1; CHUNK], false).unwrap();
         assert!(tier.used() <= 30 * CHUNK_SIZE, "{}", tier.used() / CHUNK_SIZE);
         assert!(files.used() <= 30 * CHUNK_SIZE);
         assert!(tier.counts.evicted_by_watermark_bytes.load(Ordering::Relaxed) > 0);
@@ -371,12 +399,12 @@ mod tests {
         let marks = Watermarks { most_used_percent: 100, least_free: 0 };
         let disk: Arc<dyn Disk> = Arc::clone(&files) as Arc<dyn Disk>;
         let tier = DiskTier::new(disk, 1 << 40, marks, Arc::default()).unwrap();
-        tier.adopt(object(1), whole_file(&tier));
+        tier.adopt(&object(1), whole_file(&tier));
         // Others were quicker than the next measurement.
         files.set_others(8 * CHUNK_SIZE);
-        let full = tier.write(object(2), 0..1, &vec![1; CHUNK], false).unwrap_err();
+        let full = tier.write(&object(2), 0..1, &vec![1; CHUNK], false).unwrap_err();
         assert_eq!(full.kind(), io::ErrorKind::StorageFull);
-        tier.write(object(2), 0..1, &vec![1; CHUNK], false).unwrap();
+        tier.write(&object(2), 0..1, &vec![1; CHUNK], false).unwrap();
     }
 
     fn whole_file(tier: &DiskTier) -> OwnFile {
@@ -405,7 +433,7 @@ mod tests {
                                 found += 1;
                             }
                             None => tier
-                                .write(object(id), chunk..chunk + 1, &vec![byte_of(id, chunk); CHUNK], false)
+                                .write(&object(id), chunk..chunk + 1, &vec![byte_of(id, chunk); CHUNK], false)
                                 .unwrap(),
                         }
                     }

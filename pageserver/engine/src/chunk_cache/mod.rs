@@ -155,8 +155,13 @@ impl ChunkCache {
 
     /// A handle to an object of `size` bytes.
     pub fn object(self: &Arc<Self>, path: &str, size: u64) -> Object {
+        self.counted_object(path, size, &Arc::default())
+    }
+
+    /// The same; `resident` counts its bytes that are on the local disk, with those of others that share it.
+    pub fn counted_object(self: &Arc<Self>, path: &str, size: u64, resident: &Arc<AtomicU64>) -> Object {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        Object::new(Arc::clone(self), id, path.into(), size)
+        Object::new(Arc::clone(self), id, path.into(), size, Arc::clone(resident))
     }
 
     /// A file for a layer that is going to be adopted.

@@ -10,6 +10,7 @@ use codec::layer::ReadLayerError;
 use codec::layer::blob::BlobHead;
 use tokio::sync::watch;
 
+use super::disk::Counted;
 use super::memory::Piece;
 use super::{CHUNK_SIZE, ChunkCache, PieceKind, ReadFor};
 use crate::blocking;
@@ -60,6 +61,7 @@ pub struct Object {
     id: u64,
     path: Arc<str>,
     size: u64,
+    resident: Arc<AtomicU64>,
     local: OnceLock<()>,
 }
 
@@ -84,8 +86,18 @@ enum Purpose {
 }
 
 impl Object {
-    pub(super) fn new(cache: Arc<ChunkCache>, id: u64, path: Arc<str>, size: u64) -> Object {
-        Object { cache, id, path, size, local: OnceLock::new() }
+    pub(super) fn new(
+        cache: Arc<ChunkCache>,
+        id: u64,
+        path: Arc<str>,
+        size: u64,
+        resident: Arc<AtomicU64>,
+    ) -> Object {
+        Object { cache, id, path, size, resident, local: OnceLock::new() }
+    }
+
+    fn counted(&self) -> Counted {
+        Counted { id: self.id, size: self.size, resident: Arc::clone(&self.resident) }
     }
 
     /// Its full path in the bucket.
@@ -322,8 +334,8 @@ impl Object {
     /// Writes fetched chunks to the disk tier. A disk that fails only makes the cache smaller.
     async fn keep_on_disk(&self, chunks: Range<u32>, bytes: Bytes, hot: bool) {
         let cache = Arc::clone(&self.cache);
-        let object = (self.id, self.size);
-        let kept = blocking::run(move || cache.disk.write(object, chunks, &bytes, hot)).await;
+        let object = self.counted();
+        let kept = blocking::run(move || cache.disk.write(&object, chunks, &bytes, hot)).await;
         if let Ok(Err(error)) = kept {
             tracing::warn!(%error, object = %self.path, "cannot keep chunks on the local disk");
         }
@@ -332,9 +344,9 @@ impl Object {
     /// Makes a complete local file the object's local copy. What is in use goes before it.
     pub async fn adopt(&self, file: OwnFile) {
         if self.local.set(()).is_ok() {
-            let (cache, object) = (Arc::clone(&self.cache), (self.id, self.size));
+            let (cache, object) = (Arc::clone(&self.cache), self.counted());
             // What ended in a panic has said so; then the file is gone and the bucket has the bytes.
-            let _ = blocking::run(move || cache.disk.adopt(object, file)).await;
+            let _ = blocking::run(move || cache.disk.adopt(&object, file)).await;
         }
     }
 

@@ -233,3 +233,27 @@ async fn time_cools_down_and_the_disk_is_measured_though_nobody_writes() {
     stop.cancel();
     keeping.await.unwrap();
 }
+
+#[tokio::test]
+async fn what_lies_on_the_local_disk_is_counted_until_it_goes() {
+    let World { cache, objects, .. } = world(0, 3, 64, 3);
+    assert!(objects.is_empty());
+    let size = 3 * CHUNK_SIZE - 100;
+    let (first, second) = (Arc::default(), Arc::default());
+    let one = cache.counted_object("1", size, &first);
+    let other = cache.counted_object("2", size, &second);
+    let counted = || (first.load(Ordering::Relaxed), second.load(Ordering::Relaxed));
+    one.load(2, PieceKind::Data, ReadFor::Reader).await.unwrap();
+    one.load(2, PieceKind::Data, ReadFor::Reader).await.unwrap();
+    assert_eq!(counted(), (CHUNK_SIZE - 100, 0));
+    one.load(0, PieceKind::Data, ReadFor::Reader).await.unwrap();
+    one.load(1, PieceKind::Data, ReadFor::Reader).await.unwrap();
+    assert_eq!(counted(), (size, 0));
+    other.load(0, PieceKind::Data, ReadFor::Reader).await.unwrap();
+    let (of_one, of_other) = counted();
+    assert_eq!(of_one + of_other, cache.disk_used(), "what was evicted is not counted");
+    drop(one);
+    assert_eq!(counted().0, 0);
+    drop(other);
+    assert_eq!((counted(), cache.disk_used()), ((0, 0), 0));
+}
