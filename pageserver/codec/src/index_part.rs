@@ -299,7 +299,7 @@ pub struct Extension {
     pub leases: Vec<Lease>,
     /// LSNs that have names and stay readable.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub named_lsns: BTreeMap<String, Lsn>,
+    pub named_lsns: BTreeMap<String, NamedLsn>,
     /// Everything else.
     #[serde(flatten)]
     pub unknown: Unknown,
@@ -425,6 +425,52 @@ pub struct Lease {
     pub lsn: Lsn,
     /// Until when.
     pub valid_until: UtcTime,
+}
+
+/// An LSN that has a name and stays readable, for good or until a time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "NamedLsnForm")]
+pub struct NamedLsn {
+    /// Which LSN.
+    pub lsn: Lsn,
+    /// Until when; for good without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub valid_until: Option<UtcTime>,
+    /// Since when; not known of those that were written in the old form.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub created_at: Option<UtcTime>,
+    /// Everything else.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// The two forms in which a named LSN is found: the old one is its LSN alone.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum NamedLsnForm {
+    Plain(Lsn),
+    Whole {
+        lsn: Lsn,
+        #[serde(default)]
+        valid_until: Option<UtcTime>,
+        #[serde(default)]
+        created_at: Option<UtcTime>,
+        #[serde(flatten)]
+        unknown: Unknown,
+    },
+}
+
+impl From<NamedLsnForm> for NamedLsn {
+    fn from(form: NamedLsnForm) -> Self {
+        match form {
+            NamedLsnForm::Plain(lsn) => {
+                NamedLsn { lsn, valid_until: None, created_at: None, unknown: Unknown::new() }
+            }
+            NamedLsnForm::Whole { lsn, valid_until, created_at, unknown } => {
+                NamedLsn { lsn, valid_until, created_at, unknown }
+            }
+        }
+    }
 }
 
 /// A 64-bit number as decimal text, since many readers of JSON keep only 53 bits.
@@ -835,7 +881,15 @@ mod tests {
             }],
             archived: None,
             leases: vec![Lease { lsn: Lsn(0x3000000), valid_until: "2026-05-01T00:00:00".parse().unwrap() }],
-            named_lsns: BTreeMap::from([("before-the-accident".into(), Lsn(0x3000000))]),
+            named_lsns: BTreeMap::from([(
+                "before-the-accident".into(),
+                NamedLsn {
+                    lsn: Lsn(0x3000000),
+                    valid_until: Some("2026-05-01T00:00:00".parse().unwrap()),
+                    created_at: Some("2026-04-01T00:00:00".parse().unwrap()),
+                    unknown: Unknown::new(),
+                },
+            )]),
             unknown: Unknown::new(),
         }
     }
@@ -904,6 +958,22 @@ mod tests {
         let layout = layer.layout(&name).unwrap().unwrap();
         assert_eq!(layout.checksums().unwrap().covered(), 979);
         assert_eq!(IndexPart::from_json(&index.to_json()).unwrap(), index);
+    }
+
+    #[test]
+    fn a_named_lsn_of_the_old_form_is_understood_and_written_in_the_new_one() {
+        let mut json: serde_json::Value = serde_json::from_str(NEON).unwrap();
+        json["palimpsest"] = serde_json::to_value(extension()).unwrap();
+        json["palimpsest"]["named_lsns"] =
+            serde_json::json!({"old": "0/3000000", "new": {"lsn": "0/3000008", "later": [1]}});
+        let index = IndexPart::from_json(&serde_json::to_vec(&json).unwrap()).unwrap();
+        let named = &index.palimpsest.as_ref().unwrap().named_lsns;
+        assert_eq!((named["old"].lsn, &named["old"].created_at), (Lsn(0x3000000), &None));
+        let written: serde_json::Value = serde_json::from_slice(&index.to_json()).unwrap();
+        assert_eq!(
+            written["palimpsest"]["named_lsns"],
+            serde_json::json!({"old": {"lsn": "0/3000000"}, "new": {"lsn": "0/3000008", "later": [1]}})
+        );
     }
 
     #[test]

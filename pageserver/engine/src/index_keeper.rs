@@ -438,7 +438,7 @@ pub fn wishes_of(part: &IndexPart) -> Wishes {
     let metadata = part.metadata();
     let ours = part.palimpsest.as_ref();
     let leases = ours.iter().flat_map(|ours| ours.leases.iter().map(|lease| lease.lsn));
-    let names = ours.iter().flat_map(|ours| ours.named_lsns.values().copied());
+    let names = ours.iter().flat_map(|ours| ours.named_lsns.values().map(|named| named.lsn));
     Wishes {
         ancestor: metadata.ancestor_timeline.map(|ancestor| (ancestor, metadata.ancestor_lsn)),
         lsns: leases.chain(names).collect(),

@@ -7,6 +7,7 @@
 mod chains;
 pub mod flush;
 pub mod lease;
+pub mod named;
 mod owner;
 mod reap;
 mod replay;

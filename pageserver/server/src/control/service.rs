@@ -16,19 +16,23 @@ use proto::v1::pageserver_server::Pageserver;
 use proto::v1::{
     AttachRequest, AttachResponse, ConfigureTenantRequest, ConfigureTenantResponse, CreateTimelineRequest,
     CreateTimelineResponse, DeleteTenantDataRequest, DeleteTenantDataResponse, DeleteTimelineRequest,
-    DeleteTimelineResponse, DetachRequest, DetachResponse, GetLsnByTimestampRequest,
-    GetLsnByTimestampResponse, GetLsnsRequest, GetLsnsResponse, GetStatusRequest, LsnKind, Mode, Mutation,
-    Primary, Reason, SetDrainingRequest, SetDrainingResponse, SetModeRequest, SetModeResponse,
-    SetTimelineSourceRequest, SetTimelineSourceResponse, SetTimelineStateRequest, SetTimelineStateResponse,
-    ShardState, Status as ServerStatus, TimelineLsn, TimelineLsns, TimelineState, WaitLsnRequest,
-    WaitLsnResponse, WatchStatusRequest,
+    DeleteTimelineResponse, DetachRequest, DetachResponse, ForgetNamedLsnRequest, ForgetNamedLsnResponse,
+    GetLsnByTimestampRequest, GetLsnByTimestampResponse, GetLsnsRequest, GetLsnsResponse, GetStatusRequest,
+    LeaseLsnRequest, LeaseLsnResponse, ListNamedLsnsRequest, ListNamedLsnsResponse, LsnKind, Mode, Mutation,
+    NameLsnRequest, NameLsnResponse, NamedLsn, Primary, Reason, SetDrainingRequest, SetDrainingResponse,
+    SetModeRequest, SetModeResponse, SetTimelineSourceRequest, SetTimelineSourceResponse,
+    SetTimelineStateRequest, SetTimelineStateResponse, ShardState, Status as ServerStatus, TimelineLsn,
+    TimelineLsns, TimelineState, WaitLsnRequest, WaitLsnResponse, WatchStatusRequest,
 };
 use tonic::{Code, Request, Response, Status};
 
 use super::board::{Board, timeline_status};
-use super::order::{Order, duration_of, lsn_of, meant_for, shard_of, timeline_of};
-use super::refusal::{invalid, not_now, of_attach, of_change, of_not_found, of_source, refused, superseded};
+use super::order::{Order, duration_of, length_of, lsn_of, meant_for, shard_of, timeline_of};
+use super::refusal::{
+    invalid, not_now, of_attach, of_change, of_lease, of_name, of_not_found, of_source, refused, superseded,
+};
 use super::storage::StorageWatch;
+use crate::histories::LONGEST_NAME;
 use crate::source::conninfo::quoted;
 use crate::source::followers::Followers;
 
@@ -38,6 +42,9 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// How long one call of `DeleteTenantData` works before it answers that there is more.
 const DELETE_SLICE: Duration = Duration::from_secs(20);
+
+/// Longest lease that a request may ask for.
+const LONGEST_LEASE: Duration = Duration::from_hours(24);
 
 /// Which process this is, as claims tell others.
 #[derive(Clone, Debug)]
@@ -61,6 +68,8 @@ pub struct Control {
     pub storage: StorageWatch,
     /// Where we run.
     pub pod: Pod,
+    /// How long a lease of an LSN lasts.
+    pub lease_length: Duration,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -192,6 +201,16 @@ async fn to_its_end<T: Send + 'static>(
     tokio::spawn(work)
         .await
         .unwrap_or_else(|_panic| Err(refused(Code::Internal, Reason::Internal, "the log has the reason")))
+}
+
+fn named_lsn(name: String, named: &codec::index_part::NamedLsn) -> NamedLsn {
+    let time = |time: &codec::index_part::UtcTime| time.to_system_time().into();
+    NamedLsn {
+        name,
+        lsn: named.lsn.to_string(),
+        valid_until: named.valid_until.as_ref().map(time),
+        created_at: named.created_at.as_ref().map(time),
+    }
 }
 
 fn config_in(config: proto::v1::TenantConfig) -> Result<TenantConfig, Status> {
@@ -479,6 +498,60 @@ impl Pageserver for Control {
         let warning = remains.await?.unwrap_or_default();
         self.board.look();
         Ok(Response::new(DeleteTimelineResponse { warning }))
+    }
+
+    async fn lease_lsn(&self, request: Request<LeaseLsnRequest>) -> Answer<LeaseLsnResponse> {
+        let request = request.into_inner();
+        let order = self.order(request.mutation)?;
+        let (timeline, lsn) = (timeline_of(&request.timeline_id)?, lsn_of(&request.lsn)?);
+        let length = length_of(request.length, LONGEST_LEASE)?.unwrap_or(self.lease_length);
+        // Also while it moves: whoever reads here needs it.
+        let tenant = self.attached(&order).await?;
+        if tenant.mode() == HoldMode::Stale {
+            return Err(of_change(ChangeError::Stale(order.shard)));
+        }
+        let open = tenant.timeline(timeline).map_err(|error| of_not_found(&error))?;
+        let until =
+            to_its_end(async move { open.lease_lsn(lsn, length, SystemTime::now()).await.map_err(of_lease) });
+        Ok(Response::new(LeaseLsnResponse { valid_until: Some(until.await?.into()) }))
+    }
+
+    async fn name_lsn(&self, request: Request<NameLsnRequest>) -> Answer<NameLsnResponse> {
+        let request = request.into_inner();
+        let order = self.order(request.mutation)?;
+        let (timeline, lsn) = (timeline_of(&request.timeline_id)?, lsn_of(&request.lsn)?);
+        let length = length_of(request.length, LONGEST_NAME)?;
+        let tenant = self.writable(&order).await?;
+        let open = tenant.timeline(timeline).map_err(|error| of_not_found(&error))?;
+        let named = to_its_end(async move {
+            let named = open.name_lsn(&request.name, lsn, length, SystemTime::now()).await;
+            named.map(|named| named_lsn(request.name, &named)).map_err(of_name)
+        });
+        Ok(Response::new(NameLsnResponse { named: Some(named.await?) }))
+    }
+
+    async fn list_named_lsns(&self, request: Request<ListNamedLsnsRequest>) -> Answer<ListNamedLsnsResponse> {
+        let request = request.into_inner();
+        let shard = shard_of(&request.tenant_shard_id)?;
+        let tenant = self.tenants.tenant(shard.tenant).map_err(|error| of_not_found(&error))?;
+        let open = tenant.timeline(timeline_of(&request.timeline_id)?);
+        let open = open.map_err(|error| of_not_found(&error))?;
+        let named = open.named_lsns(SystemTime::now()).await;
+        let named = named.into_iter().map(|(name, named)| named_lsn(name, &named)).collect();
+        Ok(Response::new(ListNamedLsnsResponse { named }))
+    }
+
+    async fn forget_named_lsn(
+        &self,
+        request: Request<ForgetNamedLsnRequest>,
+    ) -> Answer<ForgetNamedLsnResponse> {
+        let request = request.into_inner();
+        let order = self.order(request.mutation)?;
+        let timeline = timeline_of(&request.timeline_id)?;
+        let tenant = self.writable(&order).await?;
+        let open = tenant.timeline(timeline).map_err(|error| of_not_found(&error))?;
+        to_its_end(async move { open.forget_named_lsn(&request.name).await.map_err(of_name) }).await?;
+        Ok(Response::new(ForgetNamedLsnResponse {}))
     }
 
     async fn get_lsns(&self, request: Request<GetLsnsRequest>) -> Answer<GetLsnsResponse> {

@@ -9,6 +9,7 @@ use engine::deletion::DeleteTenantError;
 use engine::tenant::{ChangeError, NotFound};
 use engine::tenant_size::SyntheticSizeError;
 use engine::timeline::lease::LeaseError;
+use engine::timeline::named::NameError;
 use serde_json::json;
 
 use crate::source::followers::FollowRequestError;
@@ -122,6 +123,21 @@ impl From<LeaseError> for Refused {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
             }
             // Also what is refused: clients know no other answer.
+            error => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error_story(&error)),
+        }
+    }
+}
+
+impl From<NameError> for Refused {
+    fn from(error: NameError) -> Self {
+        match error {
+            NameError::Malformed(_) => Self::bad_request(error.to_string()),
+            NameError::OutOfHistory(_) => Self::new(StatusCode::NOT_ACCEPTABLE, error.to_string()),
+            NameError::Taken { .. } => Self::conflict(error),
+            NameError::TooMany | NameError::NoPostgres => Self::precondition(error),
+            NameError::Validate(ValidateError::Superseded { .. }) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+            }
             error => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error_story(&error)),
         }
     }

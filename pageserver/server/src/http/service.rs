@@ -26,9 +26,10 @@ use tokio_util::sync::CancellationToken;
 use super::answer::Refused;
 use super::metrics::EngineMetrics;
 use super::timelines::{
-    layer_map_json, parse_rfc3339, rfc3339, synthetic_size_json, tenant_json, timeline_json,
+    layer_map_json, named_lsn_json, parse_rfc3339, rfc3339, synthetic_size_json, tenant_json, timeline_json,
 };
 use crate::auth::{Access, Keys};
+use crate::histories::LONGEST_NAME;
 use crate::metrics::{self, ProcessMetrics};
 use crate::source::followers::Followers;
 use crate::source::stored;
@@ -49,7 +50,7 @@ pub struct Api {
     pub id: u64,
     /// What tokens are verified with; `None` where anybody may do everything.
     pub keys: Option<Keys>,
-    /// Whether an operator decides what is here; requests then change nothing but leases.
+    /// Whether an operator decides what is here; requests then change nothing but leases and names.
     pub is_operated: bool,
     /// The engine.
     pub tenants: Tenants,
@@ -108,6 +109,8 @@ fn routes(api: Arc<Api>) -> Router {
         .route(&format!("{timeline}/primary"), put(follow_primary))
         .route(&format!("{timeline}/get_lsn_by_timestamp"), get(lsn_by_timestamp))
         .route(&format!("{timeline}/lsn_lease"), post(lease_lsn))
+        .route(&format!("{timeline}/named_lsn"), get(list_named_lsns))
+        .route(&format!("{timeline}/named_lsn/{{name}}"), put(name_lsn).delete(forget_named_lsn))
         .route(&format!("{timeline}/layer"), get(layer_map))
         .route(&format!("{timeline}/checkpoint"), put(checkpoint))
         .fallback(async || Refused::new(StatusCode::NOT_FOUND, "page not found"))
@@ -434,7 +437,8 @@ fn tenant_asked(request: &Request) -> Option<TenantId> {
 async fn refuse_changes(State(api): Shared, request: Request, next: Next) -> Response {
     let is_change = !matches!(*request.method(), Method::GET | Method::HEAD);
     let path = request.uri().path();
-    let is_harmless = path.ends_with("/lsn_lease") || path.ends_with("/checkpoint");
+    let is_harmless =
+        path.ends_with("/lsn_lease") || path.contains("/named_lsn/") || path.ends_with("/checkpoint");
     if api.is_operated && is_change && !is_harmless {
         let msg =
             "Forbidden: this server is managed by an operator; change its Tenant and Timeline resources";
@@ -544,6 +548,44 @@ async fn lease_lsn(
     let open = tenant_of(&api, shard)?.timeline(timeline)?;
     let until = open.lease_lsn(request.lsn, api.lease_length, SystemTime::now()).await?;
     ok(json!({ "valid_until": rfc3339(until) }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NameLsn {
+    lsn: Lsn,
+    /// How long, such as `30days`; for good without.
+    valid_for: Option<String>,
+}
+
+type NamePath = Ids<(TenantShardId, TimelineId, String)>;
+
+async fn name_lsn(
+    State(api): Shared,
+    Ids((shard, timeline, name)): NamePath,
+    Body(request): Body<NameLsn>,
+) -> Answer {
+    let length = request.valid_for.as_deref().map(name_length).transpose()?;
+    let open = tenant_of(&api, shard)?.timeline(timeline)?;
+    let named = open.name_lsn(&name, request.lsn, length, SystemTime::now()).await?;
+    ok(named_lsn_json(&name, &named))
+}
+
+fn name_length(text: &str) -> Result<Duration, Refused> {
+    let length = humantime::parse_duration(text).ok().filter(|length| *length <= LONGEST_NAME);
+    length.ok_or_else(|| Refused::bad_request(format!("{text:?} is not a duration of at most 100 years")))
+}
+
+async fn list_named_lsns(State(api): Shared, Ids((shard, timeline)): TimelinePath) -> Answer {
+    let open = tenant_of(&api, shard)?.timeline(timeline)?;
+    let named = open.named_lsns(SystemTime::now()).await;
+    ok(named.iter().map(|(name, named)| named_lsn_json(name, named)).collect())
+}
+
+async fn forget_named_lsn(State(api): Shared, Ids((shard, timeline, name)): NamePath) -> Answer {
+    let open = tenant_of(&api, shard)?.timeline(timeline)?;
+    open.forget_named_lsn(&name).await?;
+    ok(Value::Null)
 }
 
 async fn layer_map(State(api): Shared, Ids((shard, timeline)): TimelinePath) -> Answer {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use codec::index_part::IndexPart;
+use codec::index_part::{IndexPart, NamedLsn, UtcTime};
 use engine::tenant::{Tenant, TenantInfo, TimelineState};
 use engine::tenant_size::SizeInputs;
 use engine::tenant_size::segments::{Cost, Method, SegmentCost};
@@ -180,6 +180,17 @@ pub fn layer_map_json(info: &TimelineInfo, part: &IndexPart) -> Value {
     let open: &[Value] = &[json!({"kind": "Open", "lsn_start": info.disk_consistent_lsn})];
     let in_memory = if info.tail_bytes > 0 { open } else { &[] };
     json!({"in_memory_layers": in_memory, "historic_layers": layers})
+}
+
+/// An LSN that has a name.
+pub fn named_lsn_json(name: &str, named: &NamedLsn) -> Value {
+    let time = |time: &Option<UtcTime>| time.as_ref().map(|time| rfc3339(time.to_system_time()));
+    json!({
+        "name": name,
+        "lsn": named.lsn,
+        "valid_until": time(&named.valid_until),
+        "created_at": time(&named.created_at),
+    })
 }
 
 /// An instant in RFC 3339, UTC, milliseconds.
