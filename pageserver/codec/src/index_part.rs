@@ -21,6 +21,12 @@ pub const LATEST_VERSION: u32 = 15;
 /// The newest version of our own part.
 pub const EXTENSION_FORMAT: u32 = 1;
 
+/// Why nothing may be collected while a branch is detached from its ancestor.
+pub const DETACH_ANCESTOR: &str = "DetachAncestor";
+
+/// Earlier ancestors that are remembered of a timeline.
+const LONGEST_LINEAGE: usize = 100;
+
 /// Fields that are not known here, kept as they came.
 pub type Unknown = BTreeMap<String, serde_json::Value>;
 
@@ -213,6 +219,22 @@ pub struct Lineage {
     pub unknown: Unknown,
 }
 
+impl Lineage {
+    /// Notes that the timeline hangs on another ancestor than `from` now.
+    pub fn moved_from(&mut self, from: TimelineId) {
+        self.reparenting_history.push(from);
+        let excess = self.reparenting_history.len().saturating_sub(LONGEST_LINEAGE);
+        self.reparenting_history.drain(..excess);
+        self.reparenting_history_truncated |= excess > 0;
+    }
+
+    /// Whether a timeline was the ancestor once.
+    pub fn was_of(&self, ancestor: TimelineId) -> bool {
+        self.reparenting_history.contains(&ancestor)
+            || self.original_ancestor.as_ref().is_some_and(|(original, ..)| *original == ancestor)
+    }
+}
+
 /// How auxiliary files are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -291,7 +313,7 @@ pub struct Extension {
     /// Full backups handed out. Two of one LSN have the same system identifier and Postgres timeline; only the nonce tells them apart.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub restores: Vec<Restore>,
-    /// Set together with `archived_at`, and says how it came to be.
+    /// Why it takes no WAL any more, if so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub archived: Option<Archived>,
     /// LSNs that must stay readable until a time.
@@ -402,11 +424,17 @@ pub struct Restore {
     pub followed: bool,
 }
 
-/// How a timeline came to be archived.
+/// Why a timeline takes no WAL any more: somebody archived it, or its source left it and another goes on in its place.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Archived {
     /// In words.
     pub reason: String,
+    /// Somebody asked for it, so it is in the bucket only. Without it the timeline stays readable beside its successor.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub on_request: bool,
+    /// The slot on its source is gone since.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub slot_dropped: bool,
     /// The timeline that goes on in its place, noted before that one is made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub successor: Option<TimelineId>,
@@ -585,6 +613,69 @@ impl IndexPart {
     /// The layers hold all WAL up to here.
     pub fn disk_consistent_lsn(&self) -> Lsn {
         self.disk_consistent_lsn
+    }
+
+    /// Whether the timeline is in the bucket only, because somebody archived it. One that its source left stays readable, whatever `archived_at` says.
+    pub fn is_archived(&self) -> bool {
+        let why = self.palimpsest.as_ref().and_then(|ours| ours.archived.as_ref());
+        self.archived_at.is_some() && why.is_none_or(|why| why.on_request || why.successor.is_none())
+    }
+
+    /// Says that the timeline is in the bucket only from now on.
+    pub fn archive(&mut self, now: SystemTime) {
+        self.archived_at.get_or_insert_with(|| UtcTime::from_system_time(now));
+        if let Some(ours) = &mut self.palimpsest {
+            let why = ours.archived.get_or_insert_with(|| Archived {
+                reason: "it was asked for".into(),
+                on_request: true,
+                slot_dropped: false,
+                successor: None,
+                at: None,
+                unknown: Unknown::new(),
+            });
+            why.on_request = true;
+        }
+    }
+
+    /// Takes that back. What its source left stays so.
+    pub fn unarchive(&mut self) {
+        self.archived_at = None;
+        if let Some(ours) = &mut self.palimpsest {
+            ours.archived = ours.archived.take().filter(|why| why.successor.is_some());
+            if let Some(why) = &mut ours.archived {
+                (why.on_request, why.slot_dropped) = (false, false);
+            }
+        }
+    }
+
+    /// Whether nothing of the tenant may be collected, for this reason.
+    pub fn gc_blocked_by(&self, reason: &str) -> bool {
+        self.gc_blocking.as_ref().is_some_and(|blocking| blocking.reasons.iter().any(|one| one == reason))
+    }
+
+    /// Says that nothing of the tenant may be collected, for this reason.
+    pub fn block_gc(&mut self, reason: &str, now: SystemTime) {
+        let blocking = self.gc_blocking.get_or_insert_with(|| GcBlocking {
+            started_at: UtcTime::from_system_time(now),
+            reasons: Vec::new(),
+            unknown: Unknown::new(),
+        });
+        if !blocking.reasons.iter().any(|one| one == reason) {
+            blocking.reasons.push(reason.to_owned());
+        }
+    }
+
+    /// Takes that back; other reasons stay.
+    pub fn unblock_gc(&mut self, reason: &str) {
+        self.gc_blocking = self.gc_blocking.take().and_then(|mut blocking| {
+            blocking.reasons.retain(|one| one != reason);
+            (!blocking.reasons.is_empty()).then_some(blocking)
+        });
+    }
+
+    /// Bytes of all its layers.
+    pub fn layer_bytes(&self) -> u64 {
+        self.layer_metadata.values().map(|layer| layer.file_size).sum()
     }
 
     /// Where the timeline ends and comes from.
@@ -958,6 +1049,61 @@ mod tests {
         let layout = layer.layout(&name).unwrap().unwrap();
         assert_eq!(layout.checksums().unwrap().covered(), 979);
         assert_eq!(IndexPart::from_json(&index.to_json()).unwrap(), index);
+    }
+
+    #[test]
+    fn collection_is_blocked_until_the_last_reason_is_gone() {
+        let mut index = IndexPart::from_json(NEON.as_bytes()).unwrap();
+        index.block_gc(DETACH_ANCESTOR, UNIX_EPOCH);
+        index.block_gc("Manual", UNIX_EPOCH + Duration::from_secs(9));
+        index.block_gc(DETACH_ANCESTOR, UNIX_EPOCH);
+        assert_eq!(index.gc_blocking.as_ref().unwrap().reasons, [DETACH_ANCESTOR, "Manual"]);
+        index.unblock_gc(DETACH_ANCESTOR);
+        assert!(index.gc_blocked_by("Manual") && !index.gc_blocked_by(DETACH_ANCESTOR));
+        index.unblock_gc("Manual");
+        assert_eq!(index.gc_blocking, None);
+    }
+
+    #[test]
+    fn earlier_ancestors_are_remembered_up_to_a_hundred() {
+        let mut lineage = Lineage::default();
+        for n in 0..=100u8 {
+            assert!(!lineage.reparenting_history_truncated);
+            lineage.moved_from(TimelineId([n; 16]));
+        }
+        assert!(lineage.reparenting_history_truncated);
+        assert_eq!(
+            (lineage.reparenting_history.len(), lineage.reparenting_history[0]),
+            (100, TimelineId([1; 16]))
+        );
+    }
+
+    #[test]
+    fn what_its_source_left_is_archived_only_when_somebody_asks_for_it() {
+        let mut index = IndexPart::from_json(NEON.as_bytes()).unwrap();
+        let at = UNIX_EPOCH + Duration::from_secs(1 << 30);
+        index.archive(at);
+        assert!(index.is_archived());
+        index.unarchive();
+        assert!(!index.is_archived() && index.archived_at.is_none());
+        let left = Archived {
+            reason: "left".into(),
+            on_request: false,
+            slot_dropped: false,
+            successor: Some(TimelineId([1; 16])),
+            at: Some(Lsn(8)),
+            unknown: Unknown::new(),
+        };
+        index.palimpsest = Some(Extension { archived: Some(left.clone()), ..extension() });
+        // As it was once written.
+        index.archived_at = Some(UtcTime::from_system_time(at));
+        assert!(!index.is_archived());
+        index.archive(at);
+        assert!(index.is_archived());
+        assert_eq!(IndexPart::from_json(&index.to_json()).unwrap(), index);
+        index.unarchive();
+        assert_eq!((index.is_archived(), &index.palimpsest.unwrap().archived), (false, &Some(left)));
+        assert_eq!(index.archived_at, None);
     }
 
     #[test]

@@ -121,6 +121,9 @@ pub struct TimelineStatus {
     /// Reads below it are refused.
     #[prost(string, tag = "6")]
     pub readable_from_lsn: ::prost::alloc::string::String,
+    /// The timeline that it is a branch of now; empty: it stands alone.
+    #[prost(string, tag = "7")]
+    pub ancestor_timeline_id: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SourceStatus {
@@ -298,10 +301,28 @@ pub struct SetTimelineStateRequest {
     #[prost(enumeration = "TimelineState", tag = "3")]
     pub state: i32,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SetTimelineStateResponse {
     #[prost(enumeration = "TimelineState", tag = "1")]
     pub state: i32,
+    /// What remains on the source of a timeline that was archived, such as its slot.
+    #[prost(string, tag = "2")]
+    pub warning: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DetachAncestorRequest {
+    #[prost(message, optional, tag = "1")]
+    pub mutation: ::core::option::Option<Mutation>,
+    #[prost(string, tag = "2")]
+    pub timeline_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DetachAncestorResponse {
+    /// Branches that hang on it now.
+    #[prost(string, repeated, tag = "1")]
+    pub reparented_timeline_ids: ::prost::alloc::vec::Vec<
+        ::prost::alloc::string::String,
+    >,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteTimelineRequest {
@@ -510,6 +531,8 @@ pub enum Reason {
     NameTaken = 21,
     /// There are as many as there may be.
     TooMany = 22,
+    /// It is archived, or its ancestor is.
+    TimelineArchived = 23,
 }
 impl Reason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -541,6 +564,7 @@ impl Reason {
             Self::Internal => "REASON_INTERNAL",
             Self::NameTaken => "REASON_NAME_TAKEN",
             Self::TooMany => "REASON_TOO_MANY",
+            Self::TimelineArchived => "REASON_TIMELINE_ARCHIVED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -569,6 +593,7 @@ impl Reason {
             "REASON_INTERNAL" => Some(Self::Internal),
             "REASON_NAME_TAKEN" => Some(Self::NameTaken),
             "REASON_TOO_MANY" => Some(Self::TooMany),
+            "REASON_TIMELINE_ARCHIVED" => Some(Self::TimelineArchived),
             _ => None,
         }
     }
@@ -1143,7 +1168,8 @@ pub mod pageserver_client {
                 );
             self.inner.unary(req, path, codec).await
         }
-        /// Starts, stops or archives a timeline.
+        /// Starts, stops or archives a timeline. Stopped ones are readable, archived ones are in the bucket only. FAILED_PRECONDITION: it has branches
+        /// that are not archived, or its ancestor is.
         pub async fn set_timeline_state(
             &mut self,
             request: impl tonic::IntoRequest<super::SetTimelineStateRequest>,
@@ -1170,6 +1196,34 @@ pub mod pageserver_client {
                         "palimpsest.control.v1.Pageserver",
                         "SetTimelineState",
                     ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Makes a branch stand alone: it gets layers of its own for what it shares with its ancestors, and branches of its ancestor that begin at or below
+        /// its branch point hang on it from then on. One that stands alone already stays so. FAILED_PRECONDITION: it never had an ancestor.
+        pub async fn detach_ancestor(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DetachAncestorRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DetachAncestorResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/palimpsest.control.v1.Pageserver/DetachAncestor",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("palimpsest.control.v1.Pageserver", "DetachAncestor"),
                 );
             self.inner.unary(req, path, codec).await
         }
@@ -1496,12 +1550,22 @@ pub mod pageserver_server {
             tonic::Response<super::SetTimelineSourceResponse>,
             tonic::Status,
         >;
-        /// Starts, stops or archives a timeline.
+        /// Starts, stops or archives a timeline. Stopped ones are readable, archived ones are in the bucket only. FAILED_PRECONDITION: it has branches
+        /// that are not archived, or its ancestor is.
         async fn set_timeline_state(
             &self,
             request: tonic::Request<super::SetTimelineStateRequest>,
         ) -> std::result::Result<
             tonic::Response<super::SetTimelineStateResponse>,
+            tonic::Status,
+        >;
+        /// Makes a branch stand alone: it gets layers of its own for what it shares with its ancestors, and branches of its ancestor that begin at or below
+        /// its branch point hang on it from then on. One that stands alone already stays so. FAILED_PRECONDITION: it never had an ancestor.
+        async fn detach_ancestor(
+            &self,
+            request: tonic::Request<super::DetachAncestorRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DetachAncestorResponse>,
             tonic::Status,
         >;
         /// Deletes a timeline for good. FAILED_PRECONDITION while it has branches. One that is gone counts as deleted.
@@ -2078,6 +2142,51 @@ pub mod pageserver_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = SetTimelineStateSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/palimpsest.control.v1.Pageserver/DetachAncestor" => {
+                    #[allow(non_camel_case_types)]
+                    struct DetachAncestorSvc<T: Pageserver>(pub Arc<T>);
+                    impl<
+                        T: Pageserver,
+                    > tonic::server::UnaryService<super::DetachAncestorRequest>
+                    for DetachAncestorSvc<T> {
+                        type Response = super::DetachAncestorResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DetachAncestorRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Pageserver>::detach_ancestor(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DetachAncestorSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -82,7 +82,8 @@ impl Timeline {
 
     /// All names that are valid.
     pub async fn named_lsns(&self, now: SystemTime) -> BTreeMap<String, NamedLsn> {
-        let mut named = self.index().part().await.palimpsest.map(|ours| ours.named_lsns).unwrap_or_default();
+        let part = self.index().part().await;
+        let mut named = part.palimpsest.as_ref().map(|ours| ours.named_lsns.clone()).unwrap_or_default();
         named.retain(|_, named| is_valid(named, now));
         named
     }

@@ -5,7 +5,7 @@ use engine::deletion::DeleteTenantError;
 use engine::error_story::error_story;
 use engine::index_store::PutIndexError;
 use engine::ports::BucketError;
-use engine::tenant::{AttachAsError, ChangeError, NotFound, TenantConfigError};
+use engine::tenant::{AttachAsError, ChangeError, ManifestError, NotFound, TenantConfigError};
 use engine::timeline::lease::{LeaseError, OutOfHistory};
 use engine::timeline::named::NameError;
 use model::Generation;
@@ -78,6 +78,7 @@ pub fn of_not_found(error: &NotFound) -> Status {
     match error {
         NotFound::Tenant(_) => refused(Code::FailedPrecondition, Reason::NotAttached, message),
         NotFound::Timeline(_) => refused(Code::NotFound, Reason::TimelineUnknown, message),
+        NotFound::Archived(_) => refused(Code::FailedPrecondition, Reason::TimelineArchived, message),
         NotFound::Loading(_) => not_now(Reason::Loading, message),
         NotFound::Importing(_) => not_now(Reason::TimelineNotReadable, message),
         NotFound::Broken { .. } => refused(Code::FailedPrecondition, Reason::TimelineNotReadable, message),
@@ -95,7 +96,13 @@ pub fn of_change(error: ChangeError) -> Status {
             refused(Code::AlreadyExists, Reason::TimelineConflict, story)
         }
         ChangeError::Buried(_) => precondition(Reason::TimelineDeleted),
-        ChangeError::HasChildren(..) => precondition(Reason::TimelineHasBranches),
+        ChangeError::HasChildren(..) | ChangeError::HasOpenChildren(..) => {
+            precondition(Reason::TimelineHasBranches)
+        }
+        ChangeError::ArchivedAncestor(..) => precondition(Reason::TimelineArchived),
+        ChangeError::NoAncestor(_) => precondition(Reason::Invalid),
+        ChangeError::Detaching(_) => not_now(Reason::TimelineNotReadable, story),
+        ChangeError::Manifest(ManifestError::Bucket(error)) => of_bucket(&error, story),
         ChangeError::Stale(_) | ChangeError::Multi(_) => precondition(Reason::Mode),
         ChangeError::Deleting(_) | ChangeError::Claim(TakeClaimError::Deleted(_)) => {
             superseded(Generation::DELETED, String::new(), story)

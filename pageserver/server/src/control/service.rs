@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use engine::claim::ClaimedBy;
 use engine::tenant::{
-    AttachAs, BranchPoint, ChangeError, Mode as HoldMode, Phase, Tenant, TenantConfig, Tenants, TimelineView,
+    AttachAs, BranchPoint, ChangeError, Mode as HoldMode, NotFound, Phase, Tenant, TenantConfig, Tenants,
+    TimelineView,
 };
 use engine::time::LsnAt;
 use futures::Stream;
@@ -16,13 +17,14 @@ use proto::v1::pageserver_server::Pageserver;
 use proto::v1::{
     AttachRequest, AttachResponse, ConfigureTenantRequest, ConfigureTenantResponse, CreateTimelineRequest,
     CreateTimelineResponse, DeleteTenantDataRequest, DeleteTenantDataResponse, DeleteTimelineRequest,
-    DeleteTimelineResponse, DetachRequest, DetachResponse, ForgetNamedLsnRequest, ForgetNamedLsnResponse,
-    GetLsnByTimestampRequest, GetLsnByTimestampResponse, GetLsnsRequest, GetLsnsResponse, GetStatusRequest,
-    LeaseLsnRequest, LeaseLsnResponse, ListNamedLsnsRequest, ListNamedLsnsResponse, LsnKind, Mode, Mutation,
-    NameLsnRequest, NameLsnResponse, NamedLsn, Primary, Reason, SetDrainingRequest, SetDrainingResponse,
-    SetModeRequest, SetModeResponse, SetTimelineSourceRequest, SetTimelineSourceResponse,
-    SetTimelineStateRequest, SetTimelineStateResponse, ShardState, Status as ServerStatus, TimelineLsn,
-    TimelineLsns, TimelineState, WaitLsnRequest, WaitLsnResponse, WatchStatusRequest,
+    DeleteTimelineResponse, DetachAncestorRequest, DetachAncestorResponse, DetachRequest, DetachResponse,
+    ForgetNamedLsnRequest, ForgetNamedLsnResponse, GetLsnByTimestampRequest, GetLsnByTimestampResponse,
+    GetLsnsRequest, GetLsnsResponse, GetStatusRequest, LeaseLsnRequest, LeaseLsnResponse,
+    ListNamedLsnsRequest, ListNamedLsnsResponse, LsnKind, Mode, Mutation, NameLsnRequest, NameLsnResponse,
+    NamedLsn, Primary, Reason, SetDrainingRequest, SetDrainingResponse, SetModeRequest, SetModeResponse,
+    SetTimelineSourceRequest, SetTimelineSourceResponse, SetTimelineStateRequest, SetTimelineStateResponse,
+    ShardState, Status as ServerStatus, TimelineLsn, TimelineLsns, TimelineState, WaitLsnRequest,
+    WaitLsnResponse, WatchStatusRequest,
 };
 use tonic::{Code, Request, Response, Status};
 
@@ -147,8 +149,14 @@ impl Control {
         let ancestor = timeline_of(&branch.ancestor_timeline_id)?;
         let point =
             if branch.lsn.is_empty() { BranchPoint::Tip } else { BranchPoint::Lsn(lsn_of(&branch.lsn)?) };
-        let made = self.tenants.branch(tenant.shard().tenant, new, ancestor, point).await;
-        made.map(|_| TimelineState::Active).map_err(of_change)
+        match self.tenants.branch(tenant.shard().tenant, new, ancestor, point).await {
+            Ok(_) => Ok(TimelineState::Active),
+            // It was made, and put away since.
+            Err(ChangeError::NotFound(NotFound::Archived(archived))) if archived == new => {
+                Ok(TimelineState::Archived)
+            }
+            Err(error) => Err(of_change(error)),
+        }
     }
 
     async fn create_import(
@@ -464,18 +472,46 @@ impl Pageserver for Control {
         let request = request.into_inner();
         let order = self.order(request.mutation.clone())?;
         let timeline = timeline_of(&request.timeline_id)?;
-        let paused = match request.state() {
-            TimelineState::Active => false,
-            TimelineState::Stopped => true,
-            TimelineState::Archived => return Err(Status::unimplemented("timelines cannot be archived yet")),
-            _ => return Err(invalid("state", "is neither active nor stopped nor archived")),
-        };
+        let wanted = request.state();
+        if !matches!(wanted, TimelineState::Active | TimelineState::Stopped | TimelineState::Archived) {
+            return Err(invalid("state", "is neither active nor stopped nor archived"));
+        }
         let tenant = self.writable(&order).await?;
-        let open = tenant.timeline(timeline).map_err(|error| of_not_found(&error))?;
         let followers = self.followers.clone();
-        to_its_end(async move { followers.set_paused(&open, paused).await.map_err(of_change) }).await?;
+        let warning = to_its_end(async move {
+            let id = tenant.shard().tenant;
+            if wanted == TimelineState::Archived {
+                return followers.archive(id, timeline).await.map_err(of_change);
+            }
+            let open = match tenant.timeline(timeline) {
+                Err(NotFound::Archived(_)) if wanted == TimelineState::Active => {
+                    followers.unarchive(id, timeline).await.map_err(of_change)?
+                }
+                open => open.map_err(|error| of_not_found(&error))?,
+            };
+            let is_paused = wanted == TimelineState::Stopped;
+            followers.set_paused(&open, is_paused).await.map(|()| None).map_err(of_change)
+        });
+        let warning = warning.await?.unwrap_or_default();
         self.board.look();
-        Ok(Response::new(SetTimelineStateResponse { state: request.state }))
+        Ok(Response::new(SetTimelineStateResponse { state: request.state, warning }))
+    }
+
+    async fn detach_ancestor(
+        &self,
+        request: Request<DetachAncestorRequest>,
+    ) -> Answer<DetachAncestorResponse> {
+        let request = request.into_inner();
+        let order = self.order(request.mutation)?;
+        let timeline = timeline_of(&request.timeline_id)?;
+        let tenant = self.writable(&order).await?.shard().tenant;
+        let tenants = self.tenants.clone();
+        let moved =
+            to_its_end(async move { tenants.detach_ancestor(tenant, timeline).await.map_err(of_change) });
+        let moved = moved.await?;
+        self.board.look();
+        let reparented_timeline_ids = moved.iter().map(ToString::to_string).collect();
+        Ok(Response::new(DetachAncestorResponse { reparented_timeline_ids }))
     }
 
     async fn delete_timeline(

@@ -60,6 +60,7 @@ impl From<NotFound> for Refused {
                 Self::new(StatusCode::NOT_FOUND, format!("NotFound: tenant {tenant}"))
             }
             NotFound::Timeline(_) => Self::new(StatusCode::NOT_FOUND, format!("NotFound: {error}")),
+            NotFound::Archived(_) => Self::precondition(error),
             NotFound::Importing(_) | NotFound::Loading(_) => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
             }
@@ -103,10 +104,14 @@ impl From<ChangeError> for Refused {
             | ChangeError::Stale(_)
             | ChangeError::Multi(_)
             | ChangeError::Elsewhere(_)
+            | ChangeError::NoAncestor(_)
+            | ChangeError::Detaching(_)
             | ChangeError::DeleteTenant(DeleteTenantError::ForeignClaim { .. }) => Self::conflict(error),
             ChangeError::Claim(source @ TakeClaimError::Deleted(_)) => Self::conflict(source),
             ChangeError::StillRunning(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
-            ChangeError::HasChildren(..) => Self::precondition(error),
+            ChangeError::HasChildren(..)
+            | ChangeError::HasOpenChildren(..)
+            | ChangeError::ArchivedAncestor(..) => Self::precondition(error),
             ChangeError::Validate(ValidateError::Superseded { .. }) => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
             }

@@ -26,7 +26,8 @@ use tokio_util::sync::CancellationToken;
 use super::answer::Refused;
 use super::metrics::EngineMetrics;
 use super::timelines::{
-    layer_map_json, named_lsn_json, parse_rfc3339, rfc3339, synthetic_size_json, tenant_json, timeline_json,
+    archived_json, layer_map_json, named_lsn_json, parse_rfc3339, rfc3339, synthetic_size_json, tenant_json,
+    timeline_json,
 };
 use crate::auth::{Access, Keys};
 use crate::histories::LONGEST_NAME;
@@ -106,6 +107,9 @@ fn routes(api: Arc<Api>) -> Router {
         .route("/v1/tenant/{tenant}/synthetic_size", get(synthetic_size_of))
         .route("/v1/tenant/{tenant}/timeline", get(list_timelines).post(create_timeline))
         .route(timeline, get(timeline_detail).delete(delete_timeline))
+        .route("/v1/tenant/{tenant}/timeline_and_offloaded", get(list_all_timelines))
+        .route(&format!("{timeline}/archival_config"), put(set_archival))
+        .route(&format!("{timeline}/detach_ancestor"), put(detach_ancestor))
         .route(&format!("{timeline}/primary"), put(follow_primary))
         .route(&format!("{timeline}/get_lsn_by_timestamp"), get(lsn_by_timestamp))
         .route(&format!("{timeline}/lsn_lease"), post(lease_lsn))
@@ -274,11 +278,28 @@ async fn list_timelines(
     Parameters(wanted): Parameters<SizeWanted>,
 ) -> Answer {
     let tenant = tenant_of(&api, shard)?;
+    ok(unarchived(&api, &tenant, wanted).await?)
+}
+
+/// The timelines that are not archived.
+async fn unarchived(api: &Api, tenant: &Tenant, wanted: SizeWanted) -> Result<Value, Refused> {
     let mut timelines = Vec::new();
     for state in tenant.list() {
-        timelines.push(sized_json(&api, &tenant, &state, wanted).await?);
+        if !matches!(state, TimelineState::Archived(_)) {
+            timelines.push(sized_json(api, tenant, &state, wanted).await?);
+        }
     }
-    ok(timelines.into())
+    Ok(timelines.into())
+}
+
+async fn list_all_timelines(
+    State(api): Shared,
+    Ids(shard): Ids<TenantShardId>,
+    Parameters(wanted): Parameters<SizeWanted>,
+) -> Answer {
+    let tenant = tenant_of(&api, shard)?;
+    let offloaded: Value = tenant.archived().iter().map(|archived| archived_json(shard, archived)).collect();
+    ok(json!({ "timelines": unarchived(&api, &tenant, wanted).await?, "offloaded": offloaded }))
 }
 
 #[derive(Deserialize)]
@@ -490,6 +511,68 @@ async fn to_its_end<T: Send + 'static>(
         Ok(done) => Ok(done?),
         Err(_panic) => Err(Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "the log has the reason")),
     }
+}
+
+#[derive(Deserialize)]
+struct ArchivalConfig {
+    state: Archival,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+enum Archival {
+    Archived,
+    Unarchived,
+}
+
+async fn set_archival(
+    State(api): Shared,
+    Ids((shard, timeline)): TimelinePath,
+    Body(request): Body<ArchivalConfig>,
+) -> Answer {
+    tenant_of(&api, shard)?;
+    let remains = to_its_end(async move {
+        match request.state {
+            Archival::Archived => api.followers.archive(shard.tenant, timeline).await,
+            Archival::Unarchived => api.followers.unarchive(shard.tenant, timeline).await.map(|_| None),
+        }
+    })
+    .await?;
+    ok(remains.map_or(Value::Null, |remains| json!({ "warning": remains })))
+}
+
+#[derive(Deserialize)]
+struct DetachAncestor {
+    detach_behavior: Option<DetachBehavior>,
+    /// Accepted and not looked at: how much is done at once is our own matter.
+    #[serde(rename = "rewrite_concurrency")]
+    _rewrite_concurrency: Option<u32>,
+    #[serde(rename = "copy_concurrency")]
+    _copy_concurrency: Option<u32>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum DetachBehavior {
+    /// From however many ancestors.
+    #[serde(alias = "v1")]
+    NoAncestorAndReparent,
+    #[serde(alias = "v2")]
+    MultiLevelAndNoReparent,
+}
+
+async fn detach_ancestor(
+    State(api): Shared,
+    Ids((shard, timeline)): TimelinePath,
+    Parameters(how): Parameters<DetachAncestor>,
+) -> Answer {
+    tenant_of(&api, shard)?;
+    if matches!(how.detach_behavior, Some(DetachBehavior::MultiLevelAndNoReparent)) {
+        return Err(Refused::bad_request(
+            "branches that begin below are moved over, always: leave detach_behavior out",
+        ));
+    }
+    let moved = to_its_end(async move { api.tenants.detach_ancestor(shard.tenant, timeline).await }).await?;
+    ok(json!({ "reparented_timelines": moved }))
 }
 
 async fn follow_primary(

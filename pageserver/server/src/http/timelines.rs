@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use codec::index_part::{IndexPart, NamedLsn, UtcTime};
-use engine::tenant::{Tenant, TenantInfo, TimelineState};
+use engine::tenant::{ArchivedTimeline, Tenant, TenantInfo, TimelineState};
 use engine::tenant_size::SizeInputs;
 use engine::tenant_size::segments::{Cost, Method, SegmentCost};
 use engine::tenant_size::tree::TreeSegment;
@@ -37,6 +37,13 @@ pub fn timeline_json(tenant: &Tenant, state: &TimelineState, followers: &Followe
     };
     match state {
         TimelineState::Active(info) => active_json(tenant.shard(), info, followers),
+        TimelineState::Archived(archived) => {
+            let mut known = archived_json(tenant.shard(), archived);
+            known["state"] = json!("Archived");
+            known["is_archived"] = json!(true);
+            known["walreceiver_status"] = json!(followers.status(archived.timeline));
+            known
+        }
         TimelineState::Importing { timeline, .. } => absent(*timeline, json!("Loading")),
         TimelineState::Deleting { timeline } => absent(*timeline, json!("Stopping")),
         TimelineState::Broken { timeline, reason, .. } => {
@@ -48,7 +55,7 @@ pub fn timeline_json(tenant: &Tenant, state: &TimelineState, followers: &Followe
 fn active_json(tenant: TenantShardId, info: &TimelineInfo, followers: &Followers) -> Value {
     let facts = &info.facts;
     let id = facts.timeline;
-    let (ancestor, ancestor_lsn) = facts.ancestor.unzip();
+    let (ancestor, ancestor_lsn) = info.ancestor.unzip();
     json!({
         "tenant_id": tenant,
         "timeline_id": id,
@@ -146,6 +153,27 @@ pub fn synthetic_size_json(tenant: TenantShardId, inputs: &SizeInputs, sum: Opti
         "size": sum.map(|(size, _)| size),
         "segment_sizes": costs,
         "inputs": {"segments": segments, "timeline_inputs": timelines},
+    })
+}
+
+/// A timeline that is in the bucket only.
+pub fn archived_json(tenant: TenantShardId, archived: &ArchivedTimeline) -> Value {
+    let (ancestor, ancestor_lsn) = archived.ancestor.unzip();
+    json!({
+        "tenant_id": tenant,
+        "timeline_id": archived.timeline,
+        "ancestor_timeline_id": ancestor,
+        "ancestor_retain_lsn": ancestor_lsn,
+        "archived_at": archived.archived_at,
+        // Ours: what is known of it all the same.
+        "ancestor_lsn": ancestor_lsn,
+        "archived_because": archived.reason,
+        "pg_version": archived.pg,
+        "initdb_lsn": archived.initdb_lsn,
+        "last_record_lsn": archived.disk_consistent_lsn,
+        "disk_consistent_lsn": archived.disk_consistent_lsn,
+        "current_physical_size": archived.bytes,
+        "layers": archived.layers,
     })
 }
 
