@@ -476,7 +476,7 @@ fn is_absence(error: &io::Error) -> bool {
 }
 
 fn failed(operation: &'static str, path: &str, error: io::Error) -> BucketError {
-    let reads = matches!(operation, "get" | "head");
+    let reads = matches!(operation, "get" | "head" | "copy");
     match error.kind() {
         ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::IsADirectory if reads => {
             BucketError::NotFound(path.into())

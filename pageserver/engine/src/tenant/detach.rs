@@ -68,7 +68,7 @@ impl Tenants {
         };
         let (open, from, at) = (chain.branch.clone(), chain.ancestors[0].0.id(), chain.ancestors[0].1);
         let copied = tokio::select! {
-            copied = self.copy_shared(&tenant, &chain) => copied?,
+            copied = self.copy_shared(&chain) => copied?,
             () = tenant.deleting.cancelled() => return Err(ChangeError::Deleting(tenant.shard())),
             () = tenant.detached.cancelled() => return Err(ChangeError::Stale(tenant.shard())),
         };
@@ -97,7 +97,7 @@ impl Tenants {
     }
 
     /// Copies layers of the ancestors as far as the branch sees them.
-    async fn copy_shared(&self, tenant: &Tenant, chain: &Chain) -> Result<Copied, ChangeError> {
+    async fn copy_shared(&self, chain: &Chain) -> Result<Copied, ChangeError> {
         let (mut ancestors, mut cutoff) = (Vec::new(), Lsn::INVALID);
         for (ancestor, bound) in &chain.ancestors {
             if ancestor.disk_consistent_lsn() < *bound {

@@ -600,6 +600,12 @@ impl Pageserver for Control {
                 remote_consistent_lsn: timeline.disk_consistent_lsn().to_string(),
                 wal_flushed_lsn: timeline.flushed().borrow().to_string(),
             }),
+            TimelineView::Archived(archived) => Some(TimelineLsns {
+                timeline_id: id.to_string(),
+                last_record_lsn: archived.disk_consistent_lsn.to_string(),
+                remote_consistent_lsn: archived.disk_consistent_lsn.to_string(),
+                wal_flushed_lsn: archived.disk_consistent_lsn.to_string(),
+            }),
             _ => None,
         });
         Ok(Response::new(GetLsnsResponse { timelines: timelines.collect() }))
