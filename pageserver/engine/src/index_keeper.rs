@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, OnceLock};
 
 use codec::index_part::{
-    DETACH_ANCESTOR, Extension, IndexPart, LayerMetadata, NotPortable, TimelineMetadata, TliStart, UtcTime, WalFlavour,
-    WalObjectEntry,
+    DETACH_ANCESTOR, Extension, IndexPart, LayerMetadata, NotPortable, TimelineMetadata, TliStart, UtcTime,
+    WalFlavour, WalObjectEntry,
 };
 use model::{LayerName, LayerObjectName, Lsn, PgTimestamp, TenantShardId, TimelineId, Tli};
 use tokio::sync::Mutex;

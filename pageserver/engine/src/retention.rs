@@ -217,7 +217,9 @@ mod tests {
             (id(3), branch(1, 60, &[30, 70])),
             (id(4), branch(1, 110, &[20])),
         ]);
-        let of = |n, wishes: &BTreeMap<_, _>| points(id(n), wishes).into_iter().map(|lsn| lsn.0 - 0x1000).collect::<Vec<_>>();
+        let of = |n, wishes: &BTreeMap<_, _>| {
+            points(id(n), wishes).into_iter().map(|lsn| lsn.0 - 0x1000).collect::<Vec<_>>()
+        };
         assert_eq!(of(2, &wishes), [5, 20, 30, 60, 100, 150]);
         assert_eq!(of(1, &wishes), [5, 20, 30, 60, 110, 120]);
         wishes.insert(id(3), branch(2, 60, &[30, 70]));

@@ -82,7 +82,8 @@ impl ArchivedTimeline {
     /// What it asks to be kept, of itself and of its ancestors, as long as that is valid.
     pub(super) fn wishes(&self, now: SystemTime) -> Wishes {
         let valid = |until: Option<&UtcTime>| until.is_none_or(|until| until.to_system_time() > now);
-        let leases = self.leases.iter().filter(|lease| valid(Some(&lease.valid_until))).map(|lease| lease.lsn);
+        let leases =
+            self.leases.iter().filter(|lease| valid(Some(&lease.valid_until))).map(|lease| lease.lsn);
         let names = self.named_lsns.iter().filter(|named| valid(named.valid_until.as_ref()));
         let lsns = leases.chain(names.map(|named| named.lsn)).collect();
         Wishes { ancestor: self.ancestor, lsns, ..Wishes::default() }
@@ -129,7 +130,7 @@ impl Tenants {
             open.checkpoint().await?;
             open.index().update(|part| part.archive(tenant.claim().now())).await?;
             tenant.claim().validate().await?;
-            let archived = ArchivedTimeline::of(timeline, &open.index().part().await);
+            let archived = ArchivedTimeline::of(timeline, &*open.index().part().await);
             tenant.set(timeline, Slot::Archived(Arc::new(archived.expect("the index was just told so"))));
         }
         let remains = self.finish_archiving_of(&tenant, timeline, leave).await?;
@@ -188,7 +189,7 @@ impl Tenants {
                     }
                 })
                 .await?;
-            archived = ArchivedTimeline::of(timeline, &index.part().await);
+            archived = ArchivedTimeline::of(timeline, &*index.part().await);
         }
         if let Some(archived) = archived {
             tenant.set(timeline, Slot::Archived(Arc::new(archived)));

@@ -162,7 +162,7 @@ impl Timeline {
     }
 
     /// Why it takes no WAL any more and what goes on in its place, if its source left it.
-    pub async fn retired(&self) -> Option<Archived> {
+    pub async fn succession(&self) -> Option<Archived> {
         self.index().part().await.palimpsest.as_ref().and_then(|ours| ours.archived.clone())
     }
 
@@ -174,7 +174,7 @@ impl Timeline {
         successor: TimelineId,
         at: Lsn,
     ) -> Result<Archived, SwitchError> {
-        if self.retired().await.is_none() {
+        if self.succession().await.is_none() {
             // No source has this WAL any more: what is not in the bucket when nobody receives any longer would be lost.
             self.seal_now().await.map_err(AppendError::from)?;
             self.index()
@@ -193,6 +193,6 @@ impl Timeline {
                 .await?;
         }
         self.index().claim().validate().await?;
-        self.retired().await.ok_or(SwitchError::NoPostgres)
+        self.succession().await.ok_or(SwitchError::NoPostgres)
     }
 }

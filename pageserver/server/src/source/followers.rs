@@ -164,7 +164,7 @@ impl Followers {
                 continue;
             }
             match followed.timeline {
-                Some(timeline) if timeline.retired().await.is_some() => retired.push((timeline, source)),
+                Some(timeline) if timeline.succession().await.is_some() => retired.push((timeline, source)),
                 Some(timeline) => self.follow_as(&timeline, source, is_single),
                 None if !is_single => {}
                 None => self.import(tenant.shard().tenant, followed.id, source, None),
@@ -224,7 +224,7 @@ impl Followers {
         {
             if stored.paused {
                 self.paused().insert(timeline);
-            } else if open.retired().await.is_some() {
+            } else if open.succession().await.is_some() {
                 self.continue_in_a_task(open.clone(), source);
             } else {
                 self.follow(&open, source);
@@ -331,7 +331,7 @@ impl Followers {
         source: ConnInfo,
         state: &SourceCourse,
     ) -> Result<(), ChangeError> {
-        let Some(archived) = timeline.retired().await else { return Ok(()) };
+        let Some(archived) = timeline.succession().await else { return Ok(()) };
         let stage = Stage::Archived { successor: archived.successor };
         state.set(stage.clone(), format!("archived: {}", archived.reason));
         let (Some(successor), Some(at)) = (archived.successor, archived.at) else { return Ok(()) };
@@ -347,7 +347,7 @@ impl Followers {
         if next.index().source().await.is_none() {
             self.store_source(&next, &onwards).await?;
         }
-        if next.retired().await.is_none() && self.get(successor).is_none() {
+        if next.succession().await.is_none() && self.get(successor).is_none() {
             self.follow(&next, onwards);
         }
         let source = source.shown_as(timeline.id());
@@ -423,7 +423,7 @@ impl Followers {
     /// Makes an existing timeline follow a source, such as a cluster that was restored from it.
     pub async fn attach(&self, timeline: &Timeline, dsn: &str) -> Result<(), FollowRequestError> {
         let source = dsn.parse::<ConnInfo>()?.or_secrets(&self.inner.secrets);
-        if let Some(archived) = timeline.retired().await {
+        if let Some(archived) = timeline.succession().await {
             return Err(FollowRequestError::Archived(archived.reason));
         }
         let (identity, _) = import::survey(&source).await?;
