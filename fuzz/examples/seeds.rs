@@ -189,7 +189,7 @@ fn indexes(seeds: &mut Seeds) {
 "readable_from":"0/2000100","wal_objects":[{"tli":1,"start":"0/12000000","end":"0/12001000","generation":3,"size":517}],
 "source":{"conninfo":"host=db user=r","slot":"palimpsest"},
 "restores":[{"nonce":"f00","lsn":"0/3000000","tli":2,"followed":false}],
-"leases":[{"lsn":"0/3000000","valid_until":"2026-05-01T00:00:00"}],"named_lsns":{"x":"0/3000000"}}"#;
+"leases":[{"lsn":"0/3000000","valid_until":"2026-05-01T00:00:00"}],"named_lsns":{"x":"0/3000000","y":{"lsn":"0/3000008","created_at":"2026-04-01T00:00:00"}}}"#;
     let mut index = IndexPart::from_json(PLAIN.as_bytes()).expect("an index");
     seeds.add("index_part", "plain", PLAIN.into());
     match serde_json::from_str::<Extension>(OURS) {

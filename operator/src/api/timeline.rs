@@ -38,6 +38,8 @@ use super::text::{HexId, LsnText};
 #[x_kube(validation = Rule::new("self.tenantRef == oldSelf.tenantRef").message("tenantRef is immutable"))]
 #[x_kube(validation = Rule::new("has(self.ancestor) == has(oldSelf.ancestor) && (!has(self.ancestor) || self.ancestor == oldSelf.ancestor)").message("ancestor is immutable"))]
 #[x_kube(validation = Rule::new("has(self.postgresVersion) == has(oldSelf.postgresVersion) && (!has(self.postgresVersion) || self.postgresVersion == oldSelf.postgresVersion)").message("postgresVersion is immutable"))]
+#[x_kube(validation = Rule::new("!has(self.detachAncestor) || !self.detachAncestor || has(self.ancestor) || has(self.timelineID)").message("only a branch can be detached from its ancestor"))]
+#[x_kube(validation = Rule::new("!has(oldSelf.detachAncestor) || !oldSelf.detachAncestor || (has(self.detachAncestor) && self.detachAncestor)").message("detachAncestor is not taken back"))]
 pub struct TimelineSpec {
     /// The tenant that it belongs to.
     pub tenant_ref: LocalRef,
@@ -58,6 +60,10 @@ pub struct TimelineSpec {
     /// Whether it is kept ready.
     #[serde(default)]
     pub state: State,
+    /// Whether it leaves its ancestor: what it shares with that is copied once, and branches of the ancestor that begin at or below its own
+    /// beginning are its branches from then on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub detach_ancestor: bool,
     /// What becomes of the data.
     #[serde(default)]
     pub retention: TimelineRetention,
@@ -178,7 +184,7 @@ pub enum State {
     /// It is read, and follows its source.
     #[default]
     Active,
-    /// It is in the bucket only.
+    /// It is in the bucket only, and follows nothing. All its branches must be archived, too.
     Archived,
 }
 
@@ -216,6 +222,12 @@ pub struct TimelineStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]
     pub applied: Option<String>,
+    /// What it branches off now, if that is another timeline than its spec names: the one that it was moved to when that left their ancestor.
+    #[serde(default, rename = "ancestorTimelineID", skip_serializing_if = "Option::is_none")]
+    pub ancestor_timeline_id: Option<HexId>,
+    /// Whether it has left its ancestor.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub detached: bool,
     /// The timeline that goes on where the source's history left this one.
     #[serde(default, rename = "successorTimelineID", skip_serializing_if = "Option::is_none")]
     pub successor_timeline_id: Option<HexId>,

@@ -3,9 +3,9 @@
 use k8s_openapi::jiff::Timestamp;
 use model::{Lsn, TimelineId};
 use proto::v1::{
-    self, CreateTimelineRequest, DeleteTimelineRequest, Empty, GetLsnByTimestampRequest, GetLsnsRequest,
-    LsnKind, Reason, SetTimelineSourceRequest, SetTimelineStateRequest, TimelineState,
-    create_timeline_request,
+    self, CreateTimelineRequest, DeleteTimelineRequest, DetachAncestorRequest, Empty,
+    GetLsnByTimestampRequest, GetLsnsRequest, LsnKind, Reason, SetTimelineSourceRequest,
+    SetTimelineStateRequest, TimelineState, create_timeline_request,
 };
 
 use super::decide::{Answers, Call, CallKind, Origin, Refusal};
@@ -21,8 +21,10 @@ pub enum Learnt {
     BranchPoint(Lsn, LsnKind),
     /// Under which generation the timeline is there.
     Created(u32),
-    /// What it follows and is, by fingerprint.
-    Applied(String),
+    /// What it follows and is, by fingerprint; what remains on a source that was left.
+    Applied(String, String),
+    /// It has left its ancestor.
+    Detached,
     /// It is deleted, or follows nothing any more; what remains on its source.
     Ended(String),
 }
@@ -38,9 +40,10 @@ pub async fn make(context: &Context, namespace: &str, call: &Call) -> Result<Lea
         CallKind::FindEnd(timeline) => calling.find_end(*timeline).await,
         CallKind::Create(timeline, version, origin) => calling.create(*timeline, *version, origin).await,
         CallKind::Apply(timeline, state, source, fingerprint) => {
-            calling.apply(*timeline, *state, source.as_ref()).await?;
-            Ok(Learnt::Applied(fingerprint.clone()))
+            let remains = calling.apply(*timeline, *state, source.as_ref()).await?;
+            Ok(Learnt::Applied(fingerprint.clone(), remains))
         }
+        CallKind::Detach(timeline) => calling.detach(*timeline).await,
         CallKind::Unfollow(timeline) => calling.follow(*timeline, None).await.map(Learnt::Ended),
         CallKind::Delete(timeline) => calling.delete(*timeline).await,
     }
@@ -118,7 +121,7 @@ impl Calling<'_> {
         timeline: TimelineId,
         state: State,
         source: Option<&Source>,
-    ) -> Result<(), CallError> {
+    ) -> Result<String, CallError> {
         let wanted = match state {
             State::Active => TimelineState::Active,
             State::Archived => TimelineState::Archived,
@@ -129,14 +132,18 @@ impl Calling<'_> {
             state: wanted.into(),
         };
         let call = self.client.set_timeline_state(request);
-        answer(&self.context.metrics, "SetTimelineState", LONG, call).await?;
-        if state == State::Active {
-            let warning = self.follow(timeline, source).await?;
-            if !warning.is_empty() {
-                tracing::warn!(%timeline, "a source that was left: {warning}");
-            }
-        }
-        Ok(())
+        let set = answer(&self.context.metrics, "SetTimelineState", LONG, call).await?;
+        if state == State::Active { self.follow(timeline, source).await } else { Ok(set.warning) }
+    }
+
+    async fn detach(mut self, timeline: TimelineId) -> Result<Learnt, CallError> {
+        let request = DetachAncestorRequest {
+            mutation: self.mutation(&format!("detach-{timeline}")),
+            timeline_id: timeline.to_string(),
+        };
+        let call = self.client.detach_ancestor(request);
+        answer(&self.context.metrics, "DetachAncestor", LONG, call).await?;
+        Ok(Learnt::Detached)
     }
 
     async fn follow(mut self, timeline: TimelineId, source: Option<&Source>) -> Result<String, CallError> {
@@ -212,7 +219,9 @@ pub fn remember(answers: &mut Answers, call: &Call, answered: &Result<Learnt, Ca
         (CallKind::Create(..), Err(error)) => {
             answers.created.insert(shard, Err(refused(error)));
         }
-        (CallKind::Apply(..), Ok(Learnt::Applied(applied))) => {
+        (CallKind::Detach(_), Ok(Learnt::Detached)) => answers.detached = Some(Ok(())),
+        (CallKind::Detach(_), Err(error)) => answers.detached = Some(Err(refused(error))),
+        (CallKind::Apply(..), Ok(Learnt::Applied(applied, _))) => {
             answers.applied = Some((applied.clone(), Ok(())));
         }
         (CallKind::Apply(.., applied), Err(error)) => {

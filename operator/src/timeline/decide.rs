@@ -56,6 +56,8 @@ pub struct Answers {
     pub created: BTreeMap<ShardIndex, Result<u32, Refusal>>,
     /// What it follows and is, by fingerprint.
     pub applied: Option<(String, Result<(), Refusal>)>,
+    /// Whether it has left its ancestor.
+    pub detached: Option<Result<(), Refusal>>,
     /// Which shards have deleted it, or let go of its source.
     pub ended: BTreeMap<ShardIndex, Result<(), Refusal>>,
 }
@@ -119,6 +121,8 @@ pub enum CallKind {
     Create(TimelineId, Option<u32>, Origin),
     /// Let it be in this state and follow this source.
     Apply(TimelineId, State, Option<Source>, String),
+    /// Let it leave its ancestor.
+    Detach(TimelineId),
     /// Let it follow nothing any more.
     Unfollow(TimelineId),
     /// Delete it for good.
@@ -199,10 +203,14 @@ impl<'a> Pass<'a> {
         let id = self.named()?;
         let tenant = self.tenant()?;
         let owners = self.owners(tenant)?;
-        let origin = self.origin(id, tenant, &owners)?;
-        self.create(id, &owners, &origin)?;
-        let reported = self.report(id, &owners)?;
-        Ok(self.apply(id, &owners, reported))
+        // What is made needs its ancestor's resource no more.
+        if !owners.iter().all(|owner| self.status.created.contains_key(&owner.shard.shard.to_string())) {
+            let origin = self.origin(id, tenant, &owners)?;
+            self.create(id, &owners, &origin)?;
+        }
+        let (is_archived, reported) = self.report(id, &owners)?;
+        let applied = self.apply(id, &owners, is_archived, reported);
+        Ok(self.detach(id, &owners, is_archived, applied))
     }
 
     /// Its id, written down before anything is asked in its name.
@@ -434,18 +442,20 @@ impl<'a> Pass<'a> {
 
     /// It follows what it should, and is in the state that it should be in. Until then it is what it was reported to be: a branch can be
     /// read, and restored from, before the Postgres that it is to follow is there.
-    fn apply(&self, id: TimelineId, owners: &[Owner<'_>], reported: Decision) -> Decision {
+    fn apply(&self, id: TimelineId, owners: &[Owner<'_>], is_archived: bool, reported: Decision) -> Decision {
         let wanted = self.wanted();
         let spec = &self.timeline.spec;
+        // What an owner was told once, the next one may not know: a call that was answered may have been the last of one that was superseded.
+        let is_as_told = is_archived == (spec.state == State::Archived);
         // A timeline that was adopted goes on following what it follows, until its resource says otherwise.
-        let asks_nothing =
-            self.status.applied.is_none() && spec.source.is_none() && spec.state == State::Active;
-        let is_applied = self.status.applied.as_ref() == Some(&wanted);
+        let asks_nothing = self.status.applied.is_none() && spec.source.is_none() && is_as_told;
+        let is_applied = self.status.applied.as_ref() == Some(&wanted) && is_as_told;
         if asks_nothing || is_applied || matches!(reported.action, Action::Commit(_)) {
             return reported;
         }
+        let is_noted = self.status.applied.as_ref() == Some(&wanted);
         let refusal = match &self.observed.answers.applied {
-            Some((applied, Ok(()))) if *applied == wanted => {
+            Some((applied, Ok(()))) if *applied == wanted && !is_noted => {
                 let status = TimelineStatus { applied: Some(wanted), ..self.status.clone() };
                 return Decision { action: Action::Commit(status), ..reported };
             }
@@ -458,10 +468,57 @@ impl<'a> Pass<'a> {
         let mut verdicts = reported.verdicts;
         if let Some(refusal) = refusal {
             let (reason, message) = refusal.explain();
-            verdicts.retain(|verdict| verdict.type_ != "Following");
-            verdicts.push(Verdict::no("Following", reason, message));
+            // What was asked for that is not the case.
+            let type_ = match (spec.state, is_archived) {
+                (State::Archived, _) => "Archived",
+                (State::Active, true) => "Ready",
+                (State::Active, false) => "Following",
+            };
+            verdicts.retain(|verdict| verdict.type_ != type_);
+            verdicts.push(Verdict::no(type_, reason, message));
         }
         Decision { action: Action::Call(owners.iter().map(apply).collect()), verdicts }
+    }
+
+    /// It leaves its ancestor, if it is to. Only an open timeline can.
+    fn detach(&self, id: TimelineId, owners: &[Owner<'_>], is_archived: bool, before: Decision) -> Decision {
+        let spec = &self.timeline.spec;
+        if !spec.detach_ancestor || matches!(before.action, Action::Commit(_)) {
+            return before;
+        }
+        let Decision { action, mut verdicts } = before;
+        if self.status.detached {
+            verdicts.push(Verdict::yes("Detached", "Detached", "it stands alone"));
+            return Decision { action, verdicts };
+        }
+        if is_archived || spec.state == State::Archived {
+            let message = "it is archived: set spec.state to Active, so that it can leave its ancestor";
+            verdicts.push(Verdict::no("Detached", "Archived", message));
+            return Decision { action, verdicts };
+        }
+        match &self.observed.answers.detached {
+            Some(Ok(())) => {
+                let status =
+                    TimelineStatus { detached: true, ancestor_timeline_id: None, ..self.status.clone() };
+                return Decision { action: Action::Commit(status), verdicts };
+            }
+            Some(Err(refusal)) => {
+                let (reason, message) = refusal.explain();
+                verdicts.push(Verdict::no("Detached", reason, message));
+            }
+            None => verdicts.push(Verdict::no(
+                "Detached",
+                "Detaching",
+                "what it shares with its ancestor is being copied",
+            )),
+        }
+        // Beside what else is to be done: a source that is away is no reason to wait.
+        let mut calls = match action {
+            Action::Call(calls) => calls,
+            _ => Vec::new(),
+        };
+        calls.extend(owners.iter().map(|owner| owner.call(CallKind::Detach(id))));
+        Decision { action: Action::Call(calls), verdicts }
     }
 
     /// What it is to be and to follow, by fingerprint.
@@ -469,8 +526,8 @@ impl<'a> Pass<'a> {
         fingerprint(&(&self.timeline.spec.state, &self.timeline.spec.source))
     }
 
-    /// What its pageserver says of it.
-    fn report(&self, id: TimelineId, owners: &[Owner<'_>]) -> Step<Decision> {
+    /// What its pageserver says of it, and whether it is archived.
+    fn report(&self, id: TimelineId, owners: &[Owner<'_>]) -> Step<(bool, Decision)> {
         let Some(reported) = owners.iter().map(|owner| owner.reported(id)).collect::<Option<Vec<_>>>() else {
             return Err(not_ready("Loading", "the timeline is being opened"));
         };
@@ -480,17 +537,48 @@ impl<'a> Pass<'a> {
             source.map(|source| source.successor_timeline_id.as_str()).filter(|id| !id.is_empty());
         let mut status = self.status.clone();
         if status.readable_from_lsn.is_none()
-            && matches!(reported.state(), TimelineState::Active | TimelineState::Stopped)
+            && matches!(
+                reported.state(),
+                TimelineState::Active | TimelineState::Stopped | TimelineState::Archived
+            )
             && let Ok(lsn) = reported.readable_from_lsn.parse::<Lsn>()
             && lsn.is_valid()
         {
             status.readable_from_lsn = Some(LsnText(lsn.to_string()));
         }
         status.successor_timeline_id = successor.map(|id| HexId(id.into())).or(status.successor_timeline_id);
+        if let Some(ancestor) = self.moved_to(reported) {
+            status.ancestor_timeline_id = Some(HexId(ancestor.into()));
+        }
+        let is_archived = reported.state() == TimelineState::Archived;
         let mut verdicts = vec![self.ready(reported)];
         verdicts.extend(self.following(reported));
+        verdicts.extend(self.archived(is_archived));
         let action = if status == self.status { Action::Wait(None) } else { Action::Commit(status) };
-        Ok(Decision { action, verdicts })
+        Ok((is_archived, Decision { action, verdicts }))
+    }
+
+    /// The timeline that it hangs on, if that is not the one that its spec names.
+    fn moved_to<'b>(&self, reported: &'b Reported) -> Option<&'b str> {
+        let ancestor = self.timeline.spec.ancestor.as_ref()?;
+        let of_resource = || Some(self.observed.ancestor?.status.as_ref()?.timeline_id.as_ref()?.0.as_str());
+        let named = ancestor.timeline_id.as_ref().map(|id| id.0.as_str()).or_else(of_resource)?;
+        Some(reported.ancestor_timeline_id.as_str()).filter(|found| !found.is_empty() && *found != named)
+    }
+
+    /// Whether it is in the bucket only, if that is or was asked for.
+    fn archived(&self, is_archived: bool) -> Option<Verdict> {
+        let wanted = self.timeline.spec.state == State::Archived;
+        let was_told = self.status.conditions.iter().any(|condition| condition.type_ == "Archived");
+        match (wanted, is_archived) {
+            (_, true) => Some(Verdict::yes("Archived", "Archived", "it is in the bucket only")),
+            (true, false) => Some(Verdict::no(
+                "Archived",
+                "Archiving",
+                "what was received is being stored, then its source is left",
+            )),
+            (false, false) => was_told.then(|| Verdict::no("Archived", "Active", "")),
+        }
     }
 
     fn ready(&self, reported: &Reported) -> Verdict {
@@ -516,6 +604,9 @@ impl<'a> Pass<'a> {
             TimelineState::Stopped => {
                 Verdict::yes("Ready", "Stopped", with("its history can be read; it takes no WAL"))
             }
+            TimelineState::Archived if self.timeline.spec.state == State::Active => {
+                Verdict::no("Ready", "Unarchiving", "it is being opened again")
+            }
             TimelineState::Archived => Verdict::no(
                 "Ready",
                 "Archived",
@@ -532,6 +623,9 @@ impl<'a> Pass<'a> {
     /// How it fares with its source, if it has one.
     fn following(&self, reported: &Reported) -> Option<Verdict> {
         let primary = &self.timeline.spec.source.as_ref()?.primary;
+        if reported.state() == TimelineState::Archived {
+            return Some(Verdict::no("Following", "Archived", "an archived timeline follows nothing"));
+        }
         let Some(source) = reported.source.as_ref() else {
             return Some(Verdict::no("Following", "NotFollowing", "its pageserver follows no source"));
         };
@@ -715,7 +809,10 @@ impl Refusal {
             Reason::TimelineConflict => ("TimelineConflict", "leave spec.timelineID out, or name another"),
             Reason::TimelineDeleted => ("TimelineDeleted", "an id is not used again: make another resource"),
             Reason::TimelineUnknown => ("AncestorNotFound", "name an ancestor that the tenant has"),
-            Reason::TimelineHasBranches => ("BlockedByBranches", "delete its branches first"),
+            Reason::TimelineHasBranches => {
+                ("BlockedByBranches", "delete its branches first, or archive them")
+            }
+            Reason::TimelineArchived => ("AncestorArchived", "set its ancestor's spec.state to Active"),
             Reason::TimelineNotReadable => ("NotReadable", "it goes on when the timeline can be read"),
             Reason::OutOfHistory => ("OutOfHistory", "name a place within the ancestor's history"),
             Reason::Invalid => ("Invalid", "correct the spec"),

@@ -11,8 +11,9 @@ use model::TimelineId;
 use tokio::time::Instant;
 
 use super::calls::{self, Learnt};
-use super::decide::{self, Action, Call, Decision, FINALIZER, Observed};
+use super::decide::{self, Action, Call, CallKind, Decision, FINALIZER, Observed};
 use crate::api::condition;
+use crate::api::text::HexId;
 use crate::api::{Tenant, Timeline, TimelineStatus, Verdict};
 use crate::context::{Context, RESYNC, ReconcileError};
 use crate::pool::view::PoolView;
@@ -69,11 +70,7 @@ fn relatives(context: &Context, timeline: &Timeline) -> (Vec<String>, Option<Str
         {
             continue;
         }
-        let named = other.spec.ancestor.as_ref().is_some_and(|ancestor| {
-            ancestor.timeline_ref.as_ref().is_some_and(|by_name| by_name.name == timeline.name_any())
-                || (own_id.is_some() && ancestor.timeline_id.as_ref() == own_id)
-        });
-        if named {
+        if hangs_on(&other, &timeline.name_any(), own_id) {
             branches.push(other.name_any());
         }
         let given = other.status.as_ref().and_then(|status| status.timeline_id.as_ref());
@@ -86,6 +83,21 @@ fn relatives(context: &Context, timeline: &Timeline) -> (Vec<String>, Option<Str
     }
     branches.sort_unstable();
     (branches, taken_by)
+}
+
+/// Whether a timeline is a branch of the one of this name and id, as things stand.
+fn hangs_on(other: &Timeline, name: &str, id: Option<&HexId>) -> bool {
+    let status = other.status.as_ref();
+    if status.is_some_and(|status| status.detached) {
+        return false;
+    }
+    if let Some(moved_to) = status.and_then(|status| status.ancestor_timeline_id.as_ref()) {
+        return id == Some(moved_to);
+    }
+    other.spec.ancestor.as_ref().is_some_and(|ancestor| {
+        ancestor.timeline_ref.as_ref().is_some_and(|by_name| by_name.name == name)
+            || (id.is_some() && ancestor.timeline_id.as_ref() == id)
+    })
 }
 
 /// Does what was decided. A status is written alone: what follows from it is the next pass's.
@@ -167,8 +179,9 @@ async fn make(context: &Context, timeline: &Timeline, tenant: Option<&Tenant>, m
     for (call, answered) in made.iter().zip(&answered) {
         is_news |= context.timelines.learn(&uid, |answers| calls::remember(answers, call, answered));
         match answered {
-            Ok(Learnt::Ended(warning)) if !warning.is_empty() => {
-                context.event(&timeline.object_ref(&()), true, "SourceLeft", "Delete", warning.clone()).await;
+            Ok(Learnt::Ended(warning) | Learnt::Applied(_, warning)) if !warning.is_empty() => {
+                let action = if matches!(call.kind, CallKind::Delete(_)) { "Delete" } else { "Reconcile" };
+                context.event(&timeline.object_ref(&()), true, "SourceLeft", action, warning.clone()).await;
             }
             Ok(_) => {}
             Err(error) => {
@@ -184,4 +197,23 @@ async fn make(context: &Context, timeline: &Timeline, tenant: Option<&Tenant>, m
     let pause = context.timelines.failed(&uid, &which, !refusal.is_transient(), Instant::now());
     // What was learnt may change what is to be said or done: that is decided at once, and the same calls wait.
     if is_news { AFTER_CALLS } else { pause }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_branch_hangs_on_what_its_spec_names_until_it_is_moved_or_stands_alone() {
+        let id = |text: &str| HexId(text.repeat(32));
+        let spec =
+            serde_json::json!({"tenantRef": {"name": "acme"}, "ancestor": {"timelineRef": {"name": "main"}}});
+        let mut branch = Timeline::new("branch", serde_json::from_value(spec).unwrap());
+        let (main, other) = (id("a"), id("b"));
+        assert!(hangs_on(&branch, "main", Some(&main)) && !hangs_on(&branch, "other", Some(&other)));
+        branch.status.get_or_insert_default().ancestor_timeline_id = Some(other.clone());
+        assert!(!hangs_on(&branch, "main", Some(&main)) && hangs_on(&branch, "other", Some(&other)));
+        branch.status.get_or_insert_default().detached = true;
+        assert!(!hangs_on(&branch, "main", Some(&main)) && !hangs_on(&branch, "other", Some(&other)));
+    }
 }

@@ -501,7 +501,14 @@ impl Owner {
             self.put_wal(main, main.received).await?;
             let successor = (self.broken != Broken::SuccessorUnrecorded).then(|| self.new_timeline());
             let reason = "the source went on without it".into();
-            let archived = Archived { reason, successor, at: Some(at), unknown: Unknown::new() };
+            let archived = Archived {
+                reason,
+                on_request: false,
+                slot_dropped: false,
+                successor,
+                at: Some(at),
+                unknown: Unknown::new(),
+            };
             main.index.update(|part| ours(part).archived = Some(archived)).await?;
         }
         self.validate().await?;

@@ -21,6 +21,12 @@ pub const LATEST_VERSION: u32 = 15;
 /// The newest version of our own part.
 pub const EXTENSION_FORMAT: u32 = 1;
 
+/// Why nothing may be collected while a branch is detached from its ancestor.
+pub const DETACH_ANCESTOR: &str = "DetachAncestor";
+
+/// Earlier ancestors that are remembered of a timeline.
+const LONGEST_LINEAGE: usize = 100;
+
 /// Fields that are not known here, kept as they came.
 pub type Unknown = BTreeMap<String, serde_json::Value>;
 
@@ -213,6 +219,22 @@ pub struct Lineage {
     pub unknown: Unknown,
 }
 
+impl Lineage {
+    /// Notes that the timeline hangs on another ancestor than `from` now.
+    pub fn moved_from(&mut self, from: TimelineId) {
+        self.reparenting_history.push(from);
+        let excess = self.reparenting_history.len().saturating_sub(LONGEST_LINEAGE);
+        self.reparenting_history.drain(..excess);
+        self.reparenting_history_truncated |= excess > 0;
+    }
+
+    /// Whether a timeline was the ancestor once.
+    pub fn was_of(&self, ancestor: TimelineId) -> bool {
+        self.reparenting_history.contains(&ancestor)
+            || self.original_ancestor.as_ref().is_some_and(|(original, ..)| *original == ancestor)
+    }
+}
+
 /// How auxiliary files are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -291,7 +313,7 @@ pub struct Extension {
     /// Full backups handed out. Two of one LSN have the same system identifier and Postgres timeline; only the nonce tells them apart.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub restores: Vec<Restore>,
-    /// Set together with `archived_at`, and says how it came to be.
+    /// Why it takes no WAL any more, if so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub archived: Option<Archived>,
     /// LSNs that must stay readable until a time.
@@ -299,7 +321,7 @@ pub struct Extension {
     pub leases: Vec<Lease>,
     /// LSNs that have names and stay readable.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub named_lsns: BTreeMap<String, Lsn>,
+    pub named_lsns: BTreeMap<String, NamedLsn>,
     /// Everything else.
     #[serde(flatten)]
     pub unknown: Unknown,
@@ -402,11 +424,17 @@ pub struct Restore {
     pub followed: bool,
 }
 
-/// How a timeline came to be archived.
+/// Why a timeline takes no WAL any more: somebody archived it, or its source left it and another goes on in its place.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Archived {
     /// In words.
     pub reason: String,
+    /// Somebody asked for it, so it is in the bucket only. Without it the timeline stays readable beside its successor.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub on_request: bool,
+    /// The slot on its source is gone since.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub slot_dropped: bool,
     /// The timeline that goes on in its place, noted before that one is made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub successor: Option<TimelineId>,
@@ -425,6 +453,52 @@ pub struct Lease {
     pub lsn: Lsn,
     /// Until when.
     pub valid_until: UtcTime,
+}
+
+/// An LSN that has a name and stays readable, for good or until a time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "NamedLsnForm")]
+pub struct NamedLsn {
+    /// Which LSN.
+    pub lsn: Lsn,
+    /// Until when; for good without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub valid_until: Option<UtcTime>,
+    /// Since when; not known of those that were written in the old form.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub created_at: Option<UtcTime>,
+    /// Everything else.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// The two forms in which a named LSN is found: the old one is its LSN alone.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum NamedLsnForm {
+    Plain(Lsn),
+    Whole {
+        lsn: Lsn,
+        #[serde(default)]
+        valid_until: Option<UtcTime>,
+        #[serde(default)]
+        created_at: Option<UtcTime>,
+        #[serde(flatten)]
+        unknown: Unknown,
+    },
+}
+
+impl From<NamedLsnForm> for NamedLsn {
+    fn from(form: NamedLsnForm) -> Self {
+        match form {
+            NamedLsnForm::Plain(lsn) => {
+                NamedLsn { lsn, valid_until: None, created_at: None, unknown: Unknown::new() }
+            }
+            NamedLsnForm::Whole { lsn, valid_until, created_at, unknown } => {
+                NamedLsn { lsn, valid_until, created_at, unknown }
+            }
+        }
+    }
 }
 
 /// A 64-bit number as decimal text, since many readers of JSON keep only 53 bits.
@@ -539,6 +613,69 @@ impl IndexPart {
     /// The layers hold all WAL up to here.
     pub fn disk_consistent_lsn(&self) -> Lsn {
         self.disk_consistent_lsn
+    }
+
+    /// Whether the timeline is in the bucket only, because somebody archived it. One that its source left stays readable, whatever `archived_at` says.
+    pub fn is_archived(&self) -> bool {
+        let why = self.palimpsest.as_ref().and_then(|ours| ours.archived.as_ref());
+        self.archived_at.is_some() && why.is_none_or(|why| why.on_request || why.successor.is_none())
+    }
+
+    /// Says that the timeline is in the bucket only from now on.
+    pub fn archive(&mut self, now: SystemTime) {
+        self.archived_at.get_or_insert_with(|| UtcTime::from_system_time(now));
+        if let Some(ours) = &mut self.palimpsest {
+            let why = ours.archived.get_or_insert_with(|| Archived {
+                reason: "it was asked for".into(),
+                on_request: true,
+                slot_dropped: false,
+                successor: None,
+                at: None,
+                unknown: Unknown::new(),
+            });
+            why.on_request = true;
+        }
+    }
+
+    /// Takes that back. What its source left stays so.
+    pub fn unarchive(&mut self) {
+        self.archived_at = None;
+        if let Some(ours) = &mut self.palimpsest {
+            ours.archived = ours.archived.take().filter(|why| why.successor.is_some());
+            if let Some(why) = &mut ours.archived {
+                (why.on_request, why.slot_dropped) = (false, false);
+            }
+        }
+    }
+
+    /// Whether nothing of the tenant may be collected, for this reason.
+    pub fn gc_blocked_by(&self, reason: &str) -> bool {
+        self.gc_blocking.as_ref().is_some_and(|blocking| blocking.reasons.iter().any(|one| one == reason))
+    }
+
+    /// Says that nothing of the tenant may be collected, for this reason.
+    pub fn block_gc(&mut self, reason: &str, now: SystemTime) {
+        let blocking = self.gc_blocking.get_or_insert_with(|| GcBlocking {
+            started_at: UtcTime::from_system_time(now),
+            reasons: Vec::new(),
+            unknown: Unknown::new(),
+        });
+        if !blocking.reasons.iter().any(|one| one == reason) {
+            blocking.reasons.push(reason.to_owned());
+        }
+    }
+
+    /// Takes that back; other reasons stay.
+    pub fn unblock_gc(&mut self, reason: &str) {
+        self.gc_blocking = self.gc_blocking.take().and_then(|mut blocking| {
+            blocking.reasons.retain(|one| one != reason);
+            (!blocking.reasons.is_empty()).then_some(blocking)
+        });
+    }
+
+    /// Bytes of all its layers.
+    pub fn layer_bytes(&self) -> u64 {
+        self.layer_metadata.values().map(|layer| layer.file_size).sum()
     }
 
     /// Where the timeline ends and comes from.
@@ -835,7 +972,15 @@ mod tests {
             }],
             archived: None,
             leases: vec![Lease { lsn: Lsn(0x3000000), valid_until: "2026-05-01T00:00:00".parse().unwrap() }],
-            named_lsns: BTreeMap::from([("before-the-accident".into(), Lsn(0x3000000))]),
+            named_lsns: BTreeMap::from([(
+                "before-the-accident".into(),
+                NamedLsn {
+                    lsn: Lsn(0x3000000),
+                    valid_until: Some("2026-05-01T00:00:00".parse().unwrap()),
+                    created_at: Some("2026-04-01T00:00:00".parse().unwrap()),
+                    unknown: Unknown::new(),
+                },
+            )]),
             unknown: Unknown::new(),
         }
     }
@@ -904,6 +1049,77 @@ mod tests {
         let layout = layer.layout(&name).unwrap().unwrap();
         assert_eq!(layout.checksums().unwrap().covered(), 979);
         assert_eq!(IndexPart::from_json(&index.to_json()).unwrap(), index);
+    }
+
+    #[test]
+    fn collection_is_blocked_until_the_last_reason_is_gone() {
+        let mut index = IndexPart::from_json(NEON.as_bytes()).unwrap();
+        index.block_gc(DETACH_ANCESTOR, UNIX_EPOCH);
+        index.block_gc("Manual", UNIX_EPOCH + Duration::from_secs(9));
+        index.block_gc(DETACH_ANCESTOR, UNIX_EPOCH);
+        assert_eq!(index.gc_blocking.as_ref().unwrap().reasons, [DETACH_ANCESTOR, "Manual"]);
+        index.unblock_gc(DETACH_ANCESTOR);
+        assert!(index.gc_blocked_by("Manual") && !index.gc_blocked_by(DETACH_ANCESTOR));
+        index.unblock_gc("Manual");
+        assert_eq!(index.gc_blocking, None);
+    }
+
+    #[test]
+    fn earlier_ancestors_are_remembered_up_to_a_hundred() {
+        let mut lineage = Lineage::default();
+        for n in 0..=100u8 {
+            assert!(!lineage.reparenting_history_truncated);
+            lineage.moved_from(TimelineId([n; 16]));
+        }
+        assert!(lineage.reparenting_history_truncated);
+        assert_eq!(
+            (lineage.reparenting_history.len(), lineage.reparenting_history[0]),
+            (100, TimelineId([1; 16]))
+        );
+    }
+
+    #[test]
+    fn what_its_source_left_is_archived_only_when_somebody_asks_for_it() {
+        let mut index = IndexPart::from_json(NEON.as_bytes()).unwrap();
+        let at = UNIX_EPOCH + Duration::from_secs(1 << 30);
+        index.archive(at);
+        assert!(index.is_archived());
+        index.unarchive();
+        assert!(!index.is_archived() && index.archived_at.is_none());
+        let left = Archived {
+            reason: "left".into(),
+            on_request: false,
+            slot_dropped: false,
+            successor: Some(TimelineId([1; 16])),
+            at: Some(Lsn(8)),
+            unknown: Unknown::new(),
+        };
+        index.palimpsest = Some(Extension { archived: Some(left.clone()), ..extension() });
+        // As it was once written.
+        index.archived_at = Some(UtcTime::from_system_time(at));
+        assert!(!index.is_archived());
+        index.archive(at);
+        assert!(index.is_archived());
+        assert_eq!(IndexPart::from_json(&index.to_json()).unwrap(), index);
+        index.unarchive();
+        assert_eq!((index.is_archived(), &index.palimpsest.unwrap().archived), (false, &Some(left)));
+        assert_eq!(index.archived_at, None);
+    }
+
+    #[test]
+    fn a_named_lsn_of_the_old_form_is_understood_and_written_in_the_new_one() {
+        let mut json: serde_json::Value = serde_json::from_str(NEON).unwrap();
+        json["palimpsest"] = serde_json::to_value(extension()).unwrap();
+        json["palimpsest"]["named_lsns"] =
+            serde_json::json!({"old": "0/3000000", "new": {"lsn": "0/3000008", "later": [1]}});
+        let index = IndexPart::from_json(&serde_json::to_vec(&json).unwrap()).unwrap();
+        let named = &index.palimpsest.as_ref().unwrap().named_lsns;
+        assert_eq!((named["old"].lsn, &named["old"].created_at), (Lsn(0x3000000), &None));
+        let written: serde_json::Value = serde_json::from_slice(&index.to_json()).unwrap();
+        assert_eq!(
+            written["palimpsest"]["named_lsns"],
+            serde_json::json!({"old": {"lsn": "0/3000000"}, "new": {"lsn": "0/3000008", "later": [1]}})
+        );
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Every parser here takes bytes from outside (a socket, the bucket, a disk, another program's files) and answers bad ones with an error
 //! that says where and what was expected; none panics, none allocates more than its input justifies.
 //!
-//! Reading order: [`bytes_in`], [`wal`], [`page`], [`value`], [`layer`], [`index_part`], [`heatmap`]; what else a cluster keeps: [`directory`],
+//! Reading order: [`bytes_in`], [`wal`], [`page`], [`value`], [`layer`], [`index_part`], [`tenant_manifest`], [`heatmap`]; what else a cluster keeps: [`directory`],
 //! [`checkpoint`], [`slru`], [`relmap`], [`two_phase`], [`tablespaces`]; who asks for pages: [`shard`], [`pagestream`].
 
 pub mod backup_label;
@@ -27,6 +27,7 @@ pub mod tablespace_map;
 pub mod tablespaces;
 pub mod tar_in;
 pub mod tar_out;
+pub mod tenant_manifest;
 pub mod two_phase;
 pub mod value;
 pub mod wal;

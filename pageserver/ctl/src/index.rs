@@ -137,8 +137,9 @@ fn describe_extension(extension: &Extension, line: &mut dyn FnMut(&str, &dyn std
     for restore in &extension.restores {
         line("restored", &format!("at {} on Postgres timeline {}", restore.lsn, restore.tli));
     }
-    for (name, lsn) in &extension.named_lsns {
-        line("named", &format!("{lsn} {name}"));
+    for (name, named) in &extension.named_lsns {
+        let until = named.valid_until.as_ref().map(|until| format!(" until {until}")).unwrap_or_default();
+        line("named", &format!("{} {name}{until}", named.lsn));
     }
     for lease in &extension.leases {
         line("lease", &format!("{} until {}", lease.lsn, lease.valid_until));

@@ -88,7 +88,7 @@ fn from_index(number: usize, found: &FoundIndex) -> Lane {
         lane.readable_from = metadata.ancestor_timeline.is_none().then_some(ours.readable_from);
         lane.wal = ours.wal_objects.iter().map(|object| object.start..object.end).collect();
         lane.marks.extend(ours.restores.iter().map(|restore| (restore.lsn, "restored".to_owned())));
-        lane.marks.extend(ours.named_lsns.iter().map(|(name, lsn)| (*lsn, name.clone())));
+        lane.marks.extend(ours.named_lsns.iter().map(|(name, named)| (named.lsn, name.clone())));
     }
     lane
 }

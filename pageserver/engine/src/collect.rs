@@ -71,7 +71,7 @@ impl Tenant {
         let by_time = timeline.time_cutoff(keep.interval, now).await?;
         let (last, durable) = (timeline.last_record_lsn(), timeline.disk_consistent_lsn());
         let facts = timeline.facts();
-        let begins = facts.readable_from.max(facts.ancestor.map_or(Lsn::INVALID, |(_, lsn)| lsn));
+        let begins = facts.readable_from.max(timeline.ancestor().map_or(Lsn::INVALID, |(_, lsn)| lsn));
         let next = next_cutoff(before.cutoff, by_time, last, durable, begins, keep.bytes);
         let mut own_points = Vec::new();
         if let Some(next) = next {

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, OnceLock};
 
 use codec::index_part::{
-    Extension, IndexPart, LayerMetadata, NotPortable, TimelineMetadata, TliStart, UtcTime, WalFlavour,
-    WalObjectEntry,
+    DETACH_ANCESTOR, Extension, IndexPart, LayerMetadata, NotPortable, TimelineMetadata, TliStart, UtcTime,
+    WalFlavour, WalObjectEntry,
 };
 use model::{LayerName, LayerObjectName, Lsn, PgTimestamp, TenantShardId, TimelineId, Tli};
 use tokio::sync::Mutex;
@@ -95,6 +95,8 @@ pub enum IndexTrouble {
 pub struct IndexFacts {
     /// What never changes.
     pub facts: TimelineFacts,
+    /// Where its ancestor's history begins to be its own, if it has one.
+    pub ancestor_lsn: Option<Lsn>,
     /// Up to where layers cover everything.
     pub disk_consistent_lsn: Lsn,
     /// Start of the record that ends there, when known.
@@ -268,12 +270,9 @@ impl IndexKeeper {
         if ours.import.is_some() {
             return Err(IndexTrouble::Importing);
         }
-        let wal = WalHistory {
-            generation: self.state().found_generation,
-            inherited: ours.wal_objects.iter().map(stored).collect(),
-            switches: ours.tli_history.iter().map(|start| (start.tli, start.from)).collect(),
-        };
+        let wal = wal_history(ours, self.state().found_generation);
         let tenant_shard = self.claim.tenant();
+        let ancestor_lsn = metadata.ancestor_timeline.map(|_| metadata.ancestor_lsn);
         Ok(IndexFacts {
             facts: TimelineFacts {
                 timeline: self.timeline,
@@ -283,8 +282,10 @@ impl IndexKeeper {
                 wal_segment_size: ours.wal_segment_size,
                 initdb_lsn: metadata.initdb_lsn,
                 readable_from: ours.readable_from,
-                ancestor: metadata.ancestor_timeline.map(|ancestor| (ancestor, metadata.ancestor_lsn)),
+                branched_at: ancestor_lsn
+                    .or_else(|| part.lineage.original_ancestor.as_ref().map(|(_, lsn, _)| *lsn)),
             },
+            ancestor_lsn,
             disk_consistent_lsn: metadata.disk_consistent_lsn,
             prev_record_lsn: metadata.prev_record_lsn,
             gc_cutoff: metadata.latest_gc_cutoff_lsn,
@@ -302,6 +303,18 @@ impl IndexKeeper {
                 .collect(),
             tenant_shard,
         })
+    }
+
+    /// Which WAL objects count.
+    pub async fn wal_history(&self) -> Result<WalHistory, IndexTrouble> {
+        let part = self.part().await;
+        let ours = part.palimpsest.as_ref().ok_or(IndexTrouble::Plain)?;
+        Ok(wal_history(ours, self.state().found_generation))
+    }
+
+    /// Whether nothing of the tenant may be collected, for this reason.
+    pub async fn gc_blocked_by(&self, reason: &str) -> bool {
+        self.part().await.gc_blocked_by(reason)
     }
 
     /// Writes this owner's own index, which names the WAL objects that it inherits.
@@ -409,6 +422,14 @@ impl IndexKeeper {
     }
 }
 
+fn wal_history(ours: &Extension, generation: Option<model::Generation>) -> WalHistory {
+    WalHistory {
+        generation,
+        inherited: ours.wal_objects.iter().map(stored).collect(),
+        switches: ours.tli_history.iter().map(|start| (start.tli, start.from)).collect(),
+    }
+}
+
 fn layer_bytes(part: &IndexPart) -> u64 {
     part.layer_metadata.values().map(|metadata| metadata.file_size).sum()
 }
@@ -438,9 +459,11 @@ pub fn wishes_of(part: &IndexPart) -> Wishes {
     let metadata = part.metadata();
     let ours = part.palimpsest.as_ref();
     let leases = ours.iter().flat_map(|ours| ours.leases.iter().map(|lease| lease.lsn));
-    let names = ours.iter().flat_map(|ours| ours.named_lsns.values().copied());
+    let names = ours.iter().flat_map(|ours| ours.named_lsns.values().map(|named| named.lsn));
+    let left = part.lineage.original_ancestor.as_ref().map(|(ancestor, lsn, _)| (*ancestor, *lsn));
     Wishes {
         ancestor: metadata.ancestor_timeline.map(|ancestor| (ancestor, metadata.ancestor_lsn)),
+        leaves: left.filter(|_| part.gc_blocked_by(DETACH_ANCESTOR)),
         lsns: leases.chain(names).collect(),
     }
 }

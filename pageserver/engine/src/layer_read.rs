@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use codec::layer::blob::BlobHead;
-use codec::layer::{Block, ChecksumTable, DeltaScan, ImageScan, Layout, ReadLayerError, Summary};
+use codec::layer::{Block, ChecksumTable, DeltaEntry, DeltaScan, ImageScan, Layout, ReadLayerError, Summary};
 use model::{BLOCK_SIZE, Key, KeyRange, LayerName, Lsn, PgTimestamp};
 use tokio::sync::{OnceCell, mpsc};
 
@@ -162,6 +162,41 @@ impl Layer {
     /// The keys of a range that have a version at or below `lsn` here.
     pub async fn keys_in(&self, keys: KeyRange, lsn: Lsn) -> Result<Vec<Key>, ReadError> {
         self.try_keys_in(&keys, lsn, ReadFor::current()).await.map_err(|error| self.story(error))
+    }
+
+    /// Where the versions of a delta layer up to an LSN are in its file, by key and LSN.
+    pub(crate) async fn delta_places(&self, lsn: Lsn) -> Result<Vec<DeltaEntry>, ReadError> {
+        let places = async {
+            let layout = self.layout().await?;
+            let mut scan = DeltaScan::range(layout, (Key::MIN, Lsn(0))..(Key::MAX, Lsn::MAX));
+            let (mut found, mut places) = (Vec::new(), Vec::new());
+            while let Some(wanted) = scan.wants() {
+                scan.feed(as_block(&self.block(layout, wanted).await?), &mut found)?;
+                places.extend(found.drain(..).filter(|entry: &DeltaEntry| entry.lsn <= lsn));
+            }
+            Ok(places)
+        };
+        places.await.map_err(|error| self.story(error))
+    }
+
+    /// Where the values of an image layer are in its file, by key.
+    pub(crate) async fn image_places(&self, keys: &KeyRange) -> Result<Vec<(Key, u64)>, ReadError> {
+        let places = async {
+            let layout = self.layout().await?;
+            let mut scan = ImageScan::range(layout, keys);
+            let mut found = Vec::new();
+            while let Some(wanted) = scan.wants() {
+                scan.feed(as_block(&self.block(layout, wanted).await?), &mut found)?;
+            }
+            Ok(found.into_iter().map(|entry| (entry.key, entry.at)).collect())
+        };
+        places.await.map_err(|error| self.story(error))
+    }
+
+    /// The value at such a place.
+    pub(crate) async fn value_at(&self, at: u64) -> Result<Bytes, ReadError> {
+        let value = async { self.value(self.layout().await?, at).await };
+        value.await.map_err(|error| self.story(error))
     }
 
     fn story(&self, error: ReadFileError) -> ReadError {

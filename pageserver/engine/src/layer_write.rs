@@ -7,13 +7,16 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use codec::layer::{Checksums, DeltaWriter, FinishedLayer, ImageWriter, Layout};
-use model::{BLOCK_SIZE, Key, LayerName, LayerObjectName, Lsn, PgTimestamp, TenantShardId, TimelineId};
+use model::{
+    BLOCK_SIZE, Key, LayerName, LayerObjectName, Lsn, PgTimestamp, TenantShardId, TimelineId,
+};
 
 use crate::blocking::{self, Ended};
-use crate::bucket::retry::read_back;
+use crate::bucket::retry::{read_back, same_object};
 use crate::chunk_cache::ChunkCache;
 use crate::claim::Claim;
 use crate::disk::OwnFile;
+use crate::layer_map::MapLayer as _;
 use crate::layer_read::Layer;
 use crate::object_path::ObjectPath;
 use crate::ports::{Body, Bucket, BucketError, PutIf};
@@ -178,6 +181,26 @@ impl LayerStore {
         let path = ObjectPath::Layer { tenant, timeline: self.timeline, name: object_name }.to_string();
         let object = self.cache.counted_object(&path, size, &self.resident);
         Layer::new(name, object, self.claim.clone(), layout, commit_times)
+    }
+
+    /// Makes a layer of another timeline also one of this timeline, under the same name.
+    pub async fn copy(&self, layer: &Layer) -> Result<(), WriteLayerError> {
+        let name = layer.name().clone();
+        let object_name = name.clone().in_generation(self.claim.generation());
+        let (tenant, timeline) = (self.tenant_shard, self.timeline);
+        let to = ObjectPath::Layer { tenant, timeline, name: object_name }.to_string();
+        let from = layer.object_path();
+        self.names.lock().expect("no holder panics").insert(name.clone());
+        let failed = |source| WriteLayerError::Bucket { name: Box::new(name.clone()), source };
+        match self.bucket.copy(from, &to).await {
+            Ok(_) => Ok(()),
+            // As with what is written: an earlier run in this generation got here.
+            Err(BucketError::Precondition(path)) => {
+                let same = same_object(&*self.bucket, from, &to).await.map_err(failed)?;
+                same.map(drop).ok_or(BucketError::Precondition(path)).map_err(failed)
+            }
+            Err(error) => Err(failed(error)),
+        }
     }
 
     /// Writes a delta layer. `fill` runs on a thread for blocking work.

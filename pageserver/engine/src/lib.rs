@@ -3,7 +3,7 @@
 //! Reading order: [`ports`] (what the engine asks of the world), [`disk`] and [`clock`] (what it is answered here), [`blocking`], [`object_path`] (every object we write), [`bucket`], [`claim`] (who owns a tenant),
 //! [`index_store`] and [`index_keeper`] (what a timeline consists of), [`stored_wal`] and [`wal_keeper`] (WAL to the bucket first) and [`wal_run`] (which of it counts), [`lineage`] (whether a source's history is ours);
 //! [`ingest`] (which versions a record makes), [`changes`], [`tail`], [`layer_map`], [`chunk_cache`], [`layer_read`], [`layer_write`]; then
-//! [`read`], [`as_of`], [`time`], [`timeline`], and on top [`tenant`], [`tenant_size`], [`deletion`] and [`heatmap`];
+//! [`read`], [`as_of`], [`time`], [`timeline`], [`inherit`] (a branch's own copy of what it shares), and on top [`tenant`], [`tenant_size`], [`deletion`] and [`heatmap`];
 //! how a timeline begins: [`import`]; what a cluster is restored from: [`backup`].
 
 pub mod as_of;
@@ -26,6 +26,7 @@ pub mod import_session;
 pub mod index_keeper;
 pub mod index_store;
 pub mod ingest;
+pub mod inherit;
 pub mod layer_map;
 pub mod layer_read;
 pub mod layer_scan;

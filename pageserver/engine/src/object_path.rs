@@ -4,6 +4,7 @@
 //! tenants/<tenant shard>/timelines/<timeline>/<layer>[-<generation>]
 //! tenants/<tenant shard>/timelines/<timeline>/index_part.json[-<generation>]
 //! tenants/<tenant shard>/heatmap-v1.json
+//! tenants/<tenant shard>/tenant-manifest-<generation>.json
 //! palimpsest/claims/<tenant shard>/<generation>
 //! palimpsest/tombstones/<tenant shard>/<timeline>
 //! palimpsest/wal/<tenant shard>/<timeline>/<Postgres timeline %08X>/<start %016X>-<end %016X>-<generation>
@@ -22,6 +23,7 @@ use model::{Generation, LayerObjectName, Lsn, TenantShardId, TimelineId, Tli};
 
 const INDEX: &str = "index_part.json";
 const HEAT_MAP: &str = "heatmap-v1.json";
+const MANIFEST: &str = "tenant-manifest-";
 
 /// Which object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -48,6 +50,13 @@ pub enum ObjectPath {
     HeatMap {
         /// Which tenant shard.
         tenant: TenantShardId,
+    },
+    /// Which timelines of a tenant shard are in the bucket only, as one of its owners has it.
+    Manifest {
+        /// Which tenant shard.
+        tenant: TenantShardId,
+        /// The owner.
+        generation: Generation,
     },
     /// Says that a process owns, or owned, a tenant shard.
     Claim {
@@ -114,6 +123,11 @@ pub fn index_prefix(tenant: TenantShardId, timeline: TimelineId) -> String {
     format!("tenants/{tenant}/timelines/{timeline}/{INDEX}")
 }
 
+/// How the manifests of a tenant shard begin.
+pub fn manifest_prefix(tenant: TenantShardId) -> String {
+    format!("tenants/{tenant}/{MANIFEST}")
+}
+
 /// Where everything of a tenant shard in Neon's layout is, with a slash at the end.
 pub fn tenant_prefix(tenant: TenantShardId) -> String {
     format!("tenants/{tenant}/")
@@ -160,6 +174,9 @@ impl fmt::Display for ObjectPath {
                 generation.map_or(Ok(()), |generation| write!(f, "-{generation}"))
             }
             ObjectPath::HeatMap { tenant } => write!(f, "tenants/{tenant}/{HEAT_MAP}"),
+            ObjectPath::Manifest { tenant, generation } => {
+                write!(f, "tenants/{tenant}/{MANIFEST}{generation}.json")
+            }
             ObjectPath::Claim { tenant, generation } => write!(f, "palimpsest/claims/{tenant}/{generation}"),
             ObjectPath::Tombstone { tenant, timeline } => {
                 write!(f, "palimpsest/tombstones/{tenant}/{timeline}")
@@ -200,21 +217,24 @@ fn parse(text: &str) -> Option<ObjectPath> {
     let path = match part()? {
         "tenants" => {
             let tenant = part()?.parse().ok()?;
-            match part()? {
-                HEAT_MAP => ObjectPath::HeatMap { tenant },
-                "timelines" => {
-                    let timeline = part()?.parse().ok()?;
-                    let name = part()?;
-                    match name.strip_prefix(INDEX) {
-                        Some("") => ObjectPath::Index { tenant, timeline, generation: None },
-                        Some(suffix) => {
-                            let generation = suffix.strip_prefix('-')?.parse().ok()?;
-                            ObjectPath::Index { tenant, timeline, generation: Some(generation) }
-                        }
-                        None => ObjectPath::Layer { tenant, timeline, name: name.parse().ok()? },
+            let next = part()?;
+            if let Some(rest) = next.strip_prefix(MANIFEST) {
+                ObjectPath::Manifest { tenant, generation: rest.strip_suffix(".json")?.parse().ok()? }
+            } else if next == HEAT_MAP {
+                ObjectPath::HeatMap { tenant }
+            } else if next == "timelines" {
+                let timeline = part()?.parse().ok()?;
+                let name = part()?;
+                match name.strip_prefix(INDEX) {
+                    Some("") => ObjectPath::Index { tenant, timeline, generation: None },
+                    Some(suffix) => {
+                        let generation = suffix.strip_prefix('-')?.parse().ok()?;
+                        ObjectPath::Index { tenant, timeline, generation: Some(generation) }
                     }
+                    None => ObjectPath::Layer { tenant, timeline, name: name.parse().ok()? },
                 }
-                _ => return None,
+            } else {
+                return None;
             }
         }
         "palimpsest" => match part()? {
@@ -273,6 +293,7 @@ mod tests {
             format!("tenants/{TENANT}/timelines/{TIMELINE}/index_part.json-00000007"),
             format!("tenants/{TENANT}/timelines/{TIMELINE}/index_part.json"),
             format!("tenants/{TENANT}-0102/heatmap-v1.json"),
+            format!("tenants/{TENANT}-0208/tenant-manifest-0000000a.json"),
             format!("palimpsest/claims/{TENANT}-0102/ffffffff"),
             format!("palimpsest/tombstones/{TENANT}/{TIMELINE}"),
             format!("palimpsest/wal/{TENANT}/{TIMELINE}/0000000B/00000000020000A0-0000000003000000-00000001"),

@@ -21,6 +21,13 @@ pub trait Bucket: Send + Sync + 'static {
     /// Stores an object, all or nothing, durable when it answers. Answers the new object's tag.
     async fn put(&self, path: &str, body: Body, condition: PutIf) -> Result<ETag, BucketError>;
 
+    /// Stores the bytes of one object under another path, if nothing is there, as a put would. Only of objects that never change. A store that
+    /// cannot do that by itself moves the bytes through this process.
+    async fn copy(&self, from: &str, to: &str) -> Result<ETag, BucketError> {
+        let found = self.get(from, None).await?;
+        self.put(to, Body::Bytes(found.bytes), PutIf::Absent).await
+    }
+
     /// Up to `limit` objects (at most one store-defined page when `None`) whose path begins with `prefix`, in byte order of path, after
     /// `after`. With `delimiter`, everything below the next `/` after `prefix` is one entry of `prefixes`.
     async fn list(&self, request: ListRequest<'_>) -> Result<Listing, BucketError>;

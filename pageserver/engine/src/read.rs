@@ -41,6 +41,8 @@ pub struct Snapshot {
     pub layers: Arc<LayerMap<Layer>>,
     /// Where history goes on below this timeline's first record.
     pub ancestor: Option<Ancestor>,
+    /// Where it branched off, also if it has no ancestor any more: what is older and not inherited is not there.
+    pub branched_at: Option<Lsn>,
     /// As of when these layers can be read.
     pub retention: Arc<Retention>,
 }
@@ -205,6 +207,9 @@ impl Snapshot {
 
     /// The value of a key as of `lsn`; `None` when it has none.
     pub async fn get(&self, key: Key, lsn: Lsn) -> Result<Option<Bytes>, ReadError> {
+        if !key.is_inherited() && self.branched_at.is_some_and(|at| lsn <= at) {
+            return Ok(None);
+        }
         let mut chain = Chain::default();
         self.gather(key, lsn, &mut chain).await?;
         self.redo(key, lsn, &chain)

@@ -73,6 +73,8 @@ fn is_same_place(lsn: Lsn, later: Lsn) -> bool {
 pub struct Wishes {
     /// The timeline it branched from, and where.
     pub ancestor: Option<(TimelineId, Lsn)>,
+    /// The timeline that it leaves, and where: until the branches of that are moved over, it keeps what that keeps up to there.
+    pub leaves: Option<(TimelineId, Lsn)>,
     /// Leases and named LSNs, in its own history: also LSNs before its branch point.
     pub lsns: Vec<Lsn>,
 }
@@ -96,6 +98,13 @@ pub fn points(of: TimelineId, wishes: &BTreeMap<TimelineId, Wishes>) -> BTreeSet
             points.insert(at);
             reached.push((child, at));
         }
+    }
+    if let Some((left, at)) = wishes.get(&of).and_then(|wishes| wishes.leaves)
+        && left != of
+    {
+        points.insert(at);
+        let of_left = wishes.iter().filter(|(id, _)| **id != of).map(|(id, wishes)| (*id, wishes.clone()));
+        points.extend(self::points(left, &of_left.collect()).into_iter().filter(|lsn| *lsn <= at));
     }
     points
 }
@@ -180,13 +189,14 @@ mod tests {
     }
 
     fn branch(ancestor: u8, at: u64, lsns: &[u64]) -> Wishes {
-        Wishes { ancestor: Some((id(ancestor), lsn(at))), lsns: lsns.iter().copied().map(lsn).collect() }
+        let lsns = lsns.iter().copied().map(lsn).collect();
+        Wishes { ancestor: Some((id(ancestor), lsn(at))), lsns, ..Wishes::default() }
     }
 
     #[test]
     fn a_timeline_keeps_where_its_descendants_begin_and_what_they_read_before_that() {
         let wishes = BTreeMap::from([
-            (id(1), Wishes { ancestor: None, lsns: vec![lsn(5)] }),
+            (id(1), Wishes { lsns: vec![lsn(5)], ..Wishes::default() }),
             (id(2), branch(1, 100, &[40, 150])),
             (id(3), branch(2, 160, &[90, 155])),
             (id(4), branch(2, 70, &[])),
@@ -196,6 +206,25 @@ mod tests {
         assert_eq!(of(1), [5, 40, 70, 90, 100]);
         assert_eq!(of(2), [40, 70, 90, 150, 155, 160]);
         assert_eq!(of(3), [90, 155]);
+    }
+
+    #[test]
+    fn a_branch_that_leaves_its_ancestor_keeps_what_that_keeps_until_all_are_moved() {
+        let leaving = Wishes { leaves: Some((id(1), lsn(100))), lsns: vec![lsn(150)], ..Wishes::default() };
+        let mut wishes = BTreeMap::from([
+            (id(1), Wishes { lsns: vec![lsn(5), lsn(120)], ..Wishes::default() }),
+            (id(2), leaving),
+            (id(3), branch(1, 60, &[30, 70])),
+            (id(4), branch(1, 110, &[20])),
+        ]);
+        let of = |n, wishes: &BTreeMap<_, _>| {
+            points(id(n), wishes).into_iter().map(|lsn| lsn.0 - 0x1000).collect::<Vec<_>>()
+        };
+        assert_eq!(of(2, &wishes), [5, 20, 30, 60, 100, 150]);
+        assert_eq!(of(1, &wishes), [5, 20, 30, 60, 110, 120]);
+        wishes.insert(id(3), branch(2, 60, &[30, 70]));
+        wishes.get_mut(&id(2)).unwrap().leaves = None;
+        assert_eq!(of(2, &wishes), [30, 60, 150]);
     }
 
     #[test]

@@ -201,7 +201,7 @@ impl Place<'_> {
 }
 
 /// The commit that a version of a commit-log page notes. A page that was made whole by compaction carries the time of the last commit on it.
-fn commit_of(version: &Version) -> Option<(Lsn, PgTimestamp)> {
+pub(crate) fn commit_of(version: &Version) -> Option<(Lsn, PgTimestamp)> {
     match Value::decode(&version.value) {
         Ok(Value::Change(Change::Committed { time, .. })) => Some((version.lsn, time)),
         Ok(Value::Image(page)) => Some((version.lsn, redo::slru::last_commit(page)?)),

@@ -26,7 +26,8 @@ use engine::object_path::{ObjectPath, timeline_prefix, wal_prefix};
 use engine::ports::{Body, Bucket, BucketError, ListRequest, PutIf};
 use engine::stored_wal::list_wal;
 use engine::tenant::{BranchPoint, ChangeError, Tenants};
-use engine::timeline::lease::LeaseError;
+use engine::timeline::lease::{LeaseError, OutOfHistory};
+use engine::timeline::named::NameError;
 use engine::timeline::{Timeline, TimelinePolicy};
 use engine::wal_keeper::{KeepWalError, WalKeeper, WalKeeperPlace, WalKeeping};
 use engine::wal_run::{WalHistory, WalRunError, contiguous_run};
@@ -777,14 +778,20 @@ async fn what_cannot_be_read_is_not_leased_and_what_is_over_leaves_the_index_wit
     let now = now();
     let before = faulty.requests().len();
     let below = a.main().lease_lsn(Lsn(BASE.0 - 8), LEASE, now).await;
-    assert!(matches!(below, Err(LeaseError::TooOld { oldest: BASE, .. })), "{below:?}");
+    assert!(
+        matches!(below, Err(LeaseError::OutOfHistory(OutOfHistory::TooOld { oldest: BASE, .. }))),
+        "{below:?}"
+    );
     let beyond = a.main().lease_lsn(Lsn(end.0 + 1), LEASE, now).await;
-    assert!(matches!(beyond, Err(LeaseError::Future { last, .. }) if last == end), "{beyond:?}");
+    assert!(
+        matches!(beyond, Err(LeaseError::OutOfHistory(OutOfHistory::Future { last, .. })) if last == end),
+        "{beyond:?}"
+    );
     assert_eq!(faulty.requests().len(), before, "nothing was asked of the bucket");
     let index = a.main().index().clone();
     index.update(|part| part.update_metadata(|metadata| metadata.latest_gc_cutoff_lsn = end)).await.unwrap();
     let collected = a.main().lease_lsn(BASE, LEASE, now).await;
-    assert!(matches!(collected, Err(LeaseError::TooOld { .. })), "{collected:?}");
+    assert!(matches!(collected, Err(LeaseError::OutOfHistory(OutOfHistory::TooOld { .. }))), "{collected:?}");
 
     a.main().lease_lsn(end, LEASE, now - 2 * LEASE).await.unwrap();
     assert_eq!(index.part().await.palimpsest.as_ref().unwrap().leases.len(), 1);
@@ -797,6 +804,51 @@ async fn what_cannot_be_read_is_not_leased_and_what_is_over_leaves_the_index_wit
     );
     index.update(|_| {}).await.unwrap();
     assert_eq!(index.part().await.palimpsest.as_ref().unwrap().leases, []);
+}
+
+#[tokio::test]
+async fn a_name_is_answered_like_a_lease_and_so_is_its_end() {
+    let (faulty, bucket) = bad_network();
+    let disk = tempfile::tempdir().unwrap();
+    import(&bucket, &disk).await;
+    let a = Server::start(&bucket).await;
+    let end = a.receive(5).await;
+    let now = now();
+    let operations = |before: usize| -> Vec<Operation> {
+        faulty.requests().split_off(before).iter().map(|(operation, _)| *operation).collect()
+    };
+    let before = faulty.requests().len();
+    let named = a.main().name_lsn("x", Lsn(end.0 - RECORD - 3), None, now).await.unwrap();
+    assert_eq!((named.lsn, named.valid_until), (Lsn(end.0 - RECORD), None));
+    assert_eq!(operations(before), [Operation::Put, Operation::List]);
+    // Again: from what is durable, after a listing.
+    let before = faulty.requests().len();
+    a.main().name_lsn("x", Lsn(end.0 - RECORD), None, now).await.unwrap();
+    assert_eq!(operations(before), [Operation::List]);
+    let taken = a.main().name_lsn("x", end, None, now).await;
+    assert!(matches!(taken, Err(NameError::Taken { .. })), "{taken:?}");
+    for (lsn, what) in [(Lsn(BASE.0 - 8), "below"), (Lsn(end.0 + 1), "beyond")] {
+        let refused = a.main().name_lsn("y", lsn, None, now).await;
+        assert!(matches!(refused, Err(NameError::OutOfHistory(_))), "{what}: {refused:?}");
+    }
+    // One whose put was not answered may be there or not; asked for again it is.
+    faulty.once(Operation::Put, "index_part", Fault::LoseAnswer);
+    a.main().name_lsn("z", end, Some(LEASE), now).await.unwrap_err();
+    a.main().name_lsn("z", end, Some(LEASE), now).await.unwrap();
+
+    let b = Server::start(&bucket).await;
+    let names: Vec<String> = b.main().named_lsns(now).await.into_keys().collect();
+    assert_eq!(names, ["x", "z"]);
+    assert_eq!(b.main().named_lsns(now + LEASE).await.len(), 1, "one is over");
+    let superseded = a.main().name_lsn("x", Lsn(end.0 - RECORD), None, now).await;
+    assert!(matches!(superseded, Err(NameError::Validate(ValidateError::Superseded { .. }))));
+
+    let before = faulty.requests().len();
+    b.main().forget_named_lsn("x").await.unwrap();
+    assert_eq!(operations(before), [Operation::Put, Operation::List]);
+    b.main().forget_named_lsn("x").await.unwrap();
+    let c = Server::start(&bucket).await;
+    assert_eq!(c.main().named_lsns(now).await.into_keys().collect::<Vec<_>>(), ["z"]);
 }
 
 // Deletion, with whole owners

@@ -230,6 +230,10 @@ impl Key {
         !(AUX_FILE..=ORIGIN).contains(&self.field1)
     }
 
+    /// All keys that a branch does not inherit.
+    pub const NOT_INHERITED: KeyRange =
+        Key { field1: AUX_FILE, ..Key::MIN }..Key { field1: ORIGIN + 1, ..Key::MIN };
+
     /// The smallest key above this one; [`Key::MAX`] stays.
     #[must_use]
     pub fn next(self) -> Key {

@@ -10,6 +10,9 @@ use engine::timeline::lease::LeaseError;
 use model::{Lsn, RelTag, SlruKind, TenantId, TenantShardId, TimelineId};
 use tokio::io::AsyncWrite;
 
+/// An LSN that is not named for good is named for at most so long: a hundred years.
+pub const LONGEST_NAME: Duration = Duration::from_hours(24 * 36_525);
+
 /// All timelines that are served.
 pub trait Histories: Clone + Send + Sync + 'static {
     /// One of them.

@@ -342,6 +342,7 @@ fn start_control(
         board: board.clone(),
         storage: sources.storage.clone(),
         pod: Pod { name: config.pod_name.clone(), uid: config.pod_uid.clone() },
+        lease_length: config.lsn_lease_length.0,
     };
     let storage = sources.storage;
     let required = config.conditional_writes == ConditionalWrites::Required;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use engine::as_of::ReadError;
 use engine::backup::{BackupError, TarSink};
 use engine::tenant::{Mode, NotFound, Tenant, Tenants};
-use engine::timeline::lease::LeaseError;
+use engine::timeline::lease::{LeaseError, OutOfHistory};
 use engine::timeline::restore::RestoreError;
 use engine::timeline::{Timeline, WaitError};
 use model::{Lsn, RelTag, SlruKind, TenantId, TenantShardId, TimelineId};
@@ -171,7 +171,7 @@ impl History for ServedTimeline {
     async fn lease(&self, lsn: Lsn, length: Duration) -> Result<Option<SystemTime>, LeaseError> {
         match self.served.timeline.lease_lsn(lsn, length, SystemTime::now()).await {
             Ok(until) => Ok(Some(until)),
-            Err(LeaseError::TooOld { .. }) => Ok(None),
+            Err(LeaseError::OutOfHistory(OutOfHistory::TooOld { .. })) => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -121,6 +121,9 @@ pub struct TimelineStatus {
     /// Reads below it are refused.
     #[prost(string, tag = "6")]
     pub readable_from_lsn: ::prost::alloc::string::String,
+    /// The timeline that it is a branch of now; empty: it stands alone.
+    #[prost(string, tag = "7")]
+    pub ancestor_timeline_id: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SourceStatus {
@@ -298,10 +301,28 @@ pub struct SetTimelineStateRequest {
     #[prost(enumeration = "TimelineState", tag = "3")]
     pub state: i32,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SetTimelineStateResponse {
     #[prost(enumeration = "TimelineState", tag = "1")]
     pub state: i32,
+    /// What remains on the source of a timeline that was archived, such as its slot.
+    #[prost(string, tag = "2")]
+    pub warning: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DetachAncestorRequest {
+    #[prost(message, optional, tag = "1")]
+    pub mutation: ::core::option::Option<Mutation>,
+    #[prost(string, tag = "2")]
+    pub timeline_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DetachAncestorResponse {
+    /// Branches that hang on it now.
+    #[prost(string, repeated, tag = "1")]
+    pub reparented_timeline_ids: ::prost::alloc::vec::Vec<
+        ::prost::alloc::string::String,
+    >,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteTimelineRequest {
@@ -316,6 +337,78 @@ pub struct DeleteTimelineResponse {
     #[prost(string, tag = "1")]
     pub warning: ::prost::alloc::string::String,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LeaseLsnRequest {
+    #[prost(message, optional, tag = "1")]
+    pub mutation: ::core::option::Option<Mutation>,
+    #[prost(string, tag = "2")]
+    pub timeline_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub lsn: ::prost::alloc::string::String,
+    /// Unset: as long as the server's other leases. At most a day.
+    #[prost(message, optional, tag = "4")]
+    pub length: ::core::option::Option<::prost_types::Duration>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LeaseLsnResponse {
+    #[prost(message, optional, tag = "1")]
+    pub valid_until: ::core::option::Option<::prost_types::Timestamp>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NameLsnRequest {
+    #[prost(message, optional, tag = "1")]
+    pub mutation: ::core::option::Option<Mutation>,
+    #[prost(string, tag = "2")]
+    pub timeline_id: ::prost::alloc::string::String,
+    /// At most 63 letters, digits, dots, hyphens and underscores.
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub lsn: ::prost::alloc::string::String,
+    /// Unset: for good.
+    #[prost(message, optional, tag = "5")]
+    pub length: ::core::option::Option<::prost_types::Duration>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NameLsnResponse {
+    #[prost(message, optional, tag = "1")]
+    pub named: ::core::option::Option<NamedLsn>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NamedLsn {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub lsn: ::prost::alloc::string::String,
+    /// Unset: for good.
+    #[prost(message, optional, tag = "3")]
+    pub valid_until: ::core::option::Option<::prost_types::Timestamp>,
+    #[prost(message, optional, tag = "4")]
+    pub created_at: ::core::option::Option<::prost_types::Timestamp>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListNamedLsnsRequest {
+    #[prost(string, tag = "1")]
+    pub tenant_shard_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub timeline_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListNamedLsnsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub named: ::prost::alloc::vec::Vec<NamedLsn>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ForgetNamedLsnRequest {
+    #[prost(message, optional, tag = "1")]
+    pub mutation: ::core::option::Option<Mutation>,
+    #[prost(string, tag = "2")]
+    pub timeline_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ForgetNamedLsnResponse {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetLsnsRequest {
     #[prost(string, tag = "1")]
@@ -434,6 +527,12 @@ pub enum Reason {
     Mode = 19,
     /// Something went wrong here; the server's log has it.
     Internal = 20,
+    /// The name has another LSN.
+    NameTaken = 21,
+    /// There are as many as there may be.
+    TooMany = 22,
+    /// It is archived, or its ancestor is.
+    TimelineArchived = 23,
 }
 impl Reason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -463,6 +562,9 @@ impl Reason {
             Self::SourceUnfit => "REASON_SOURCE_UNFIT",
             Self::Mode => "REASON_MODE",
             Self::Internal => "REASON_INTERNAL",
+            Self::NameTaken => "REASON_NAME_TAKEN",
+            Self::TooMany => "REASON_TOO_MANY",
+            Self::TimelineArchived => "REASON_TIMELINE_ARCHIVED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -489,6 +591,9 @@ impl Reason {
             "REASON_SOURCE_UNFIT" => Some(Self::SourceUnfit),
             "REASON_MODE" => Some(Self::Mode),
             "REASON_INTERNAL" => Some(Self::Internal),
+            "REASON_NAME_TAKEN" => Some(Self::NameTaken),
+            "REASON_TOO_MANY" => Some(Self::TooMany),
+            "REASON_TIMELINE_ARCHIVED" => Some(Self::TimelineArchived),
             _ => None,
         }
     }
@@ -1063,7 +1168,8 @@ pub mod pageserver_client {
                 );
             self.inner.unary(req, path, codec).await
         }
-        /// Starts, stops or archives a timeline.
+        /// Starts, stops or archives a timeline. Stopped ones are readable, archived ones are in the bucket only. FAILED_PRECONDITION: it has branches
+        /// that are not archived, or its ancestor is.
         pub async fn set_timeline_state(
             &mut self,
             request: impl tonic::IntoRequest<super::SetTimelineStateRequest>,
@@ -1093,6 +1199,34 @@ pub mod pageserver_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Makes a branch stand alone: it gets layers of its own for what it shares with its ancestors, and branches of its ancestor that begin at or below
+        /// its branch point hang on it from then on. One that stands alone already stays so. FAILED_PRECONDITION: it never had an ancestor.
+        pub async fn detach_ancestor(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DetachAncestorRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DetachAncestorResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/palimpsest.control.v1.Pageserver/DetachAncestor",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("palimpsest.control.v1.Pageserver", "DetachAncestor"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
         /// Deletes a timeline for good. FAILED_PRECONDITION while it has branches. One that is gone counts as deleted.
         pub async fn delete_timeline(
             &mut self,
@@ -1117,6 +1251,111 @@ pub mod pageserver_client {
             req.extensions_mut()
                 .insert(
                     GrpcMethod::new("palimpsest.control.v1.Pageserver", "DeleteTimeline"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Keeps an LSN readable for a while. Answers when that is durable. OUT_OF_RANGE: it cannot be read.
+        pub async fn lease_lsn(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LeaseLsnRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LeaseLsnResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/palimpsest.control.v1.Pageserver/LeaseLsn",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("palimpsest.control.v1.Pageserver", "LeaseLsn"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Keeps an LSN readable under a name, for good or for a time. The same again makes it last as long as is asked then, if that is longer.
+        /// ALREADY_EXISTS: the name has another LSN.
+        pub async fn name_lsn(
+            &mut self,
+            request: impl tonic::IntoRequest<super::NameLsnRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NameLsnResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/palimpsest.control.v1.Pageserver/NameLsn",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("palimpsest.control.v1.Pageserver", "NameLsn"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// All names of a timeline. Reads only.
+        pub async fn list_named_lsns(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListNamedLsnsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListNamedLsnsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/palimpsest.control.v1.Pageserver/ListNamedLsns",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("palimpsest.control.v1.Pageserver", "ListNamedLsns"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Ends a name. One that is gone counts as ended.
+        pub async fn forget_named_lsn(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ForgetNamedLsnRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ForgetNamedLsnResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/palimpsest.control.v1.Pageserver/ForgetNamedLsn",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("palimpsest.control.v1.Pageserver", "ForgetNamedLsn"),
                 );
             self.inner.unary(req, path, codec).await
         }
@@ -1311,12 +1550,22 @@ pub mod pageserver_server {
             tonic::Response<super::SetTimelineSourceResponse>,
             tonic::Status,
         >;
-        /// Starts, stops or archives a timeline.
+        /// Starts, stops or archives a timeline. Stopped ones are readable, archived ones are in the bucket only. FAILED_PRECONDITION: it has branches
+        /// that are not archived, or its ancestor is.
         async fn set_timeline_state(
             &self,
             request: tonic::Request<super::SetTimelineStateRequest>,
         ) -> std::result::Result<
             tonic::Response<super::SetTimelineStateResponse>,
+            tonic::Status,
+        >;
+        /// Makes a branch stand alone: it gets layers of its own for what it shares with its ancestors, and branches of its ancestor that begin at or below
+        /// its branch point hang on it from then on. One that stands alone already stays so. FAILED_PRECONDITION: it never had an ancestor.
+        async fn detach_ancestor(
+            &self,
+            request: tonic::Request<super::DetachAncestorRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DetachAncestorResponse>,
             tonic::Status,
         >;
         /// Deletes a timeline for good. FAILED_PRECONDITION while it has branches. One that is gone counts as deleted.
@@ -1325,6 +1574,36 @@ pub mod pageserver_server {
             request: tonic::Request<super::DeleteTimelineRequest>,
         ) -> std::result::Result<
             tonic::Response<super::DeleteTimelineResponse>,
+            tonic::Status,
+        >;
+        /// Keeps an LSN readable for a while. Answers when that is durable. OUT_OF_RANGE: it cannot be read.
+        async fn lease_lsn(
+            &self,
+            request: tonic::Request<super::LeaseLsnRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LeaseLsnResponse>,
+            tonic::Status,
+        >;
+        /// Keeps an LSN readable under a name, for good or for a time. The same again makes it last as long as is asked then, if that is longer.
+        /// ALREADY_EXISTS: the name has another LSN.
+        async fn name_lsn(
+            &self,
+            request: tonic::Request<super::NameLsnRequest>,
+        ) -> std::result::Result<tonic::Response<super::NameLsnResponse>, tonic::Status>;
+        /// All names of a timeline. Reads only.
+        async fn list_named_lsns(
+            &self,
+            request: tonic::Request<super::ListNamedLsnsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListNamedLsnsResponse>,
+            tonic::Status,
+        >;
+        /// Ends a name. One that is gone counts as ended.
+        async fn forget_named_lsn(
+            &self,
+            request: tonic::Request<super::ForgetNamedLsnRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ForgetNamedLsnResponse>,
             tonic::Status,
         >;
         /// How far the timelines of a shard are. Reads only.
@@ -1878,6 +2157,51 @@ pub mod pageserver_server {
                     };
                     Box::pin(fut)
                 }
+                "/palimpsest.control.v1.Pageserver/DetachAncestor" => {
+                    #[allow(non_camel_case_types)]
+                    struct DetachAncestorSvc<T: Pageserver>(pub Arc<T>);
+                    impl<
+                        T: Pageserver,
+                    > tonic::server::UnaryService<super::DetachAncestorRequest>
+                    for DetachAncestorSvc<T> {
+                        type Response = super::DetachAncestorResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DetachAncestorRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Pageserver>::detach_ancestor(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DetachAncestorSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/palimpsest.control.v1.Pageserver/DeleteTimeline" => {
                     #[allow(non_camel_case_types)]
                     struct DeleteTimelineSvc<T: Pageserver>(pub Arc<T>);
@@ -1908,6 +2232,186 @@ pub mod pageserver_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = DeleteTimelineSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/palimpsest.control.v1.Pageserver/LeaseLsn" => {
+                    #[allow(non_camel_case_types)]
+                    struct LeaseLsnSvc<T: Pageserver>(pub Arc<T>);
+                    impl<
+                        T: Pageserver,
+                    > tonic::server::UnaryService<super::LeaseLsnRequest>
+                    for LeaseLsnSvc<T> {
+                        type Response = super::LeaseLsnResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::LeaseLsnRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Pageserver>::lease_lsn(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LeaseLsnSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/palimpsest.control.v1.Pageserver/NameLsn" => {
+                    #[allow(non_camel_case_types)]
+                    struct NameLsnSvc<T: Pageserver>(pub Arc<T>);
+                    impl<
+                        T: Pageserver,
+                    > tonic::server::UnaryService<super::NameLsnRequest>
+                    for NameLsnSvc<T> {
+                        type Response = super::NameLsnResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::NameLsnRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Pageserver>::name_lsn(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = NameLsnSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/palimpsest.control.v1.Pageserver/ListNamedLsns" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListNamedLsnsSvc<T: Pageserver>(pub Arc<T>);
+                    impl<
+                        T: Pageserver,
+                    > tonic::server::UnaryService<super::ListNamedLsnsRequest>
+                    for ListNamedLsnsSvc<T> {
+                        type Response = super::ListNamedLsnsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListNamedLsnsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Pageserver>::list_named_lsns(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListNamedLsnsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/palimpsest.control.v1.Pageserver/ForgetNamedLsn" => {
+                    #[allow(non_camel_case_types)]
+                    struct ForgetNamedLsnSvc<T: Pageserver>(pub Arc<T>);
+                    impl<
+                        T: Pageserver,
+                    > tonic::server::UnaryService<super::ForgetNamedLsnRequest>
+                    for ForgetNamedLsnSvc<T> {
+                        type Response = super::ForgetNamedLsnResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ForgetNamedLsnRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Pageserver>::forget_named_lsn(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ForgetNamedLsnSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

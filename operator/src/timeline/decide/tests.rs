@@ -304,6 +304,98 @@ fn a_state_that_changes_is_set_anew() {
 }
 
 #[test]
+fn an_archived_timeline_says_what_it_waits_for_and_is_told_again_when_it_is_not_as_it_was_told() {
+    let mut scene = Scene::of(json!({"state": "Archived", "source": source()}));
+    scene.status().created.insert("0000".into(), 7);
+    scene.status().readable_from_lsn = Some(LsnText("0/16B3748".into()));
+    scene.servers = vec![server(vec![reported(ID, TimelineState::Active, Some(SourceState::Streaming))])];
+    let told = |scene: &Scene, type_: &str| {
+        let verdicts = scene.decide().verdicts;
+        let verdict = verdicts.iter().find(|verdict| verdict.type_ == type_).unwrap();
+        (verdict.status, verdict.reason)
+    };
+    assert_eq!(told(&scene, "Archived"), (ConditionStatus::False, "Archiving"));
+    let CallKind::Apply(.., wanted) = scene.called() else { panic!("archives") };
+    scene.answers.applied = Some((wanted.clone(), Err(refused(Reason::TimelineHasBranches))));
+    assert_eq!(told(&scene, "Archived"), (ConditionStatus::False, "BlockedByBranches"));
+    assert_eq!(told(&scene, "Ready"), (ConditionStatus::True, "Readable"));
+    scene.answers.applied = Some((wanted.clone(), Ok(())));
+    *scene.status() = scene.written();
+    // The report is late, or another owner undid it: told again, and nothing is written meanwhile.
+    scene.called();
+    scene.servers = vec![server(vec![reported(ID, TimelineState::Archived, None)])];
+    assert_eq!(scene.decide().action, Action::Wait(None));
+    assert_eq!(told(&scene, "Archived"), (ConditionStatus::True, "Archived"));
+    assert_eq!(told(&scene, "Ready"), (ConditionStatus::False, "Archived"));
+    assert_eq!(told(&scene, "Following"), (ConditionStatus::False, "Archived"));
+
+    scene.timeline.spec.state = State::Active;
+    let CallKind::Apply(ID, State::Active, Some(_), wanted) = scene.called() else { panic!("opens") };
+    assert_eq!(told(&scene, "Ready"), (ConditionStatus::False, "Unarchiving"));
+    scene.answers.applied = Some((wanted, Err(refused(Reason::TimelineArchived))));
+    assert_eq!(told(&scene, "Ready"), (ConditionStatus::False, "AncestorArchived"));
+}
+
+#[test]
+fn an_adopted_timeline_that_is_archived_is_opened_unless_its_resource_says_archived() {
+    let mut scene = Scene::of(json!({"timelineID": ID.to_string()}));
+    scene.status().created.insert("0000".into(), 7);
+    scene.status().readable_from_lsn = Some(LsnText("0/16B3748".into()));
+    scene.servers = vec![server(vec![reported(ID, TimelineState::Archived, None)])];
+    assert!(matches!(scene.called(), CallKind::Apply(ID, State::Active, None, _)));
+    scene.timeline.spec.state = State::Archived;
+    assert_eq!(scene.decide().action, Action::Wait(None));
+}
+
+#[test]
+fn a_branch_leaves_its_ancestor_when_it_is_told_to_and_needs_its_resource_no_more() {
+    let mut scene = branch(json!({"lsn": "0/16B3748"}));
+    *scene.status() = scene.written();
+    scene.answers.created.insert(ShardIndex::UNSHARDED, Ok(7));
+    *scene.status() = scene.written();
+    let hanging = |ancestor: TimelineId| Reported {
+        ancestor_timeline_id: ancestor.to_string(),
+        ..reported(ID, TimelineState::Active, None)
+    };
+    scene.servers = vec![server(vec![hanging(PARENT)])];
+    *scene.status() = scene.written();
+    assert_eq!(scene.decide().action, Action::Wait(None));
+    scene.timeline.spec.detach_ancestor = true;
+    let detached = |scene: &Scene| {
+        let verdicts = scene.decide().verdicts;
+        verdicts.iter().find(|verdict| verdict.type_ == "Detached").map(|verdict| verdict.reason)
+    };
+    assert_eq!((scene.called(), detached(&scene)), (CallKind::Detach(ID), Some("Detaching")));
+    scene.answers.detached = Some(Err(refused(Reason::StorageUnavailable)));
+    assert_eq!((scene.called(), detached(&scene)), (CallKind::Detach(ID), Some("StorageUnavailable")));
+    scene.timeline.spec.state = State::Archived;
+    assert_eq!(detached(&scene), Some("Archived"));
+    scene.timeline.spec.state = State::Active;
+    scene.answers.detached = Some(Ok(()));
+    *scene.status() = scene.written();
+    assert!(scene.status().detached);
+    scene.servers = vec![server(vec![reported(ID, TimelineState::Active, None)])];
+    scene.ancestor = None;
+    assert_eq!((scene.decide().action, detached(&scene)), (Action::Wait(None), Some("Detached")));
+    assert_eq!(scene.reason(), "Created");
+}
+
+#[test]
+fn a_branch_that_was_moved_to_another_ancestor_says_to_which() {
+    let mut scene = branch(json!({"lsn": "0/16B3748"}));
+    *scene.status() = scene.written();
+    scene.answers.created.insert(ShardIndex::UNSHARDED, Ok(7));
+    *scene.status() = scene.written();
+    let sibling = TimelineId([0xef; 16]);
+    let moved =
+        Reported { ancestor_timeline_id: sibling.to_string(), ..reported(ID, TimelineState::Active, None) };
+    scene.servers = vec![server(vec![moved])];
+    *scene.status() = scene.written();
+    assert_eq!(scene.status().ancestor_timeline_id, Some(HexId(sibling.to_string())));
+    assert_eq!(scene.decide().action, Action::Wait(None));
+}
+
+#[test]
 fn a_branch_is_ready_before_the_postgres_that_it_is_to_follow_is_there() {
     let mut scene = branch(json!({"lsn": "0/16B3748"}));
     *scene.status() = scene.written();

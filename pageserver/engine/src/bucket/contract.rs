@@ -43,6 +43,7 @@ pub(super) async fn keeps_the_contract(bucket: Arc<dyn Bucket>) {
     one_of_many_creators_wins(&bucket).await;
     one_of_many_replacers_wins(&bucket).await;
     files_are_stored(&*bucket).await;
+    copies_are_objects_of_their_own(&*bucket).await;
     listings_are_in_byte_order_and_resume(&*bucket).await;
 }
 
@@ -64,6 +65,22 @@ async fn objects_come_back_whole_and_in_parts(bucket: &dyn Bucket) {
     assert_eq!(bucket.get("c1/empty", None).await.unwrap().bytes.len(), 0);
     bucket.delete(&["c1/object".into(), "c1/none".into(), "c1/empty".into()]).await.unwrap();
     assert!(matches!(bucket.get("c1/object", None).await, Err(BucketError::NotFound(_))));
+}
+
+async fn copies_are_objects_of_their_own(bucket: &dyn Bucket) {
+    put_all(bucket, &["c7/one", "c7/two"]).await;
+    let etag = bucket.copy("c7/one", "c7/deep/copy").await.unwrap();
+    let copy = bucket.get("c7/deep/copy", None).await.unwrap();
+    assert_eq!((&copy.bytes[..], &copy.meta.etag), (&b"c7/one"[..], &etag));
+    for from in ["c7/one", "c7/two"] {
+        let again = bucket.copy(from, "c7/deep/copy").await;
+        assert!(matches!(again, Err(BucketError::Precondition(_))), "{again:?}");
+    }
+    let none = bucket.copy("c7/none", "c7/other").await;
+    assert!(matches!(none, Err(BucketError::NotFound(_))), "{none:?}");
+    bucket.delete(&["c7/one".into()]).await.unwrap();
+    assert_eq!(&bucket.get("c7/deep/copy", None).await.unwrap().bytes[..], b"c7/one");
+    bucket.delete(&["c7/two".into(), "c7/deep/copy".into()]).await.unwrap();
 }
 
 async fn conditions_decide(bucket: &dyn Bucket) {

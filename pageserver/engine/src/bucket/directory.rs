@@ -132,6 +132,17 @@ impl DirectoryBucket {
         Ok(etag)
     }
 
+    /// The same file under another name: neither changes any more.
+    fn copy_now(&self, from: &str, to: &str) -> Result<ETag, BucketError> {
+        let (source, target) = (self.file_of("copy", from)?, self.file_of("copy", to)?);
+        let meta = fs::metadata(&source).map_err(|error| failed("copy", from, error))?;
+        self.link_into_place(&source, &target).map_err(|error| match error.kind() {
+            ErrorKind::AlreadyExists => BucketError::Precondition(to.into()),
+            _ => failed("copy", from, error),
+        })?;
+        Ok(etag_of(&meta))
+    }
+
     fn write_temporary(&self, path: &str, body: &Body) -> Result<(Temporary, ETag), BucketError> {
         let unique = format!("{}-{:016x}", std::process::id(), rand::random::<u64>());
         let temporary = Temporary(self.root.join(OWN_FOLDER).join("new").join(unique));
@@ -282,6 +293,11 @@ impl Bucket for DirectoryBucket {
     async fn put(&self, path: &str, body: Body, condition: PutIf) -> Result<ETag, BucketError> {
         let name = path.to_owned();
         self.blocking("put", path, move |this| this.put_now(&name, &body, &condition)).await
+    }
+
+    async fn copy(&self, from: &str, to: &str) -> Result<ETag, BucketError> {
+        let (source, target) = (from.to_owned(), to.to_owned());
+        self.blocking("copy", to, move |this| this.copy_now(&source, &target)).await
     }
 
     async fn list(&self, request: ListRequest<'_>) -> Result<Listing, BucketError> {
@@ -460,7 +476,7 @@ fn is_absence(error: &io::Error) -> bool {
 }
 
 fn failed(operation: &'static str, path: &str, error: io::Error) -> BucketError {
-    let reads = matches!(operation, "get" | "head");
+    let reads = matches!(operation, "get" | "head" | "copy");
     match error.kind() {
         ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::IsADirectory if reads => {
             BucketError::NotFound(path.into())

@@ -18,7 +18,7 @@ use crate::ports::{Body, Bucket, BucketError, ETag, ListRequest, Listing, Object
 pub enum Operation {
     /// [`Bucket::get`]
     Get,
-    /// [`Bucket::put`]
+    /// [`Bucket::put`], and [`Bucket::copy`] on the path that it makes.
     Put,
     /// [`Bucket::list`]
     List,
@@ -96,6 +96,7 @@ struct Plan {
 
 enum Late {
     Put(String, Body, PutIf),
+    Copy(String, String),
     Delete(Vec<String>),
 }
 
@@ -114,6 +115,11 @@ impl FaultyBucket {
         self.plan().once.push((operation, path.into(), fault));
     }
 
+    /// Forgets faults that no request has met yet.
+    pub fn forget(&self) {
+        self.plan().once.clear();
+    }
+
     /// While it is down every request that has no other fault fails.
     pub fn set_down(&self, down: bool) {
         self.plan().down = down;
@@ -126,6 +132,7 @@ impl FaultyBucket {
         for request in late {
             results.push(match request {
                 Late::Put(path, body, condition) => self.inner.put(&path, body, condition).await.map(drop),
+                Late::Copy(from, to) => self.inner.copy(&from, &to).await.map(drop),
                 Late::Delete(paths) => self.inner.delete(&paths).await,
             });
         }
@@ -215,6 +222,11 @@ impl Bucket for FaultyBucket {
     async fn put(&self, path: &str, body: Body, condition: PutIf) -> Result<ETag, BucketError> {
         let request = self.inner.put(path, body.clone(), condition.clone());
         self.run(Operation::Put, path, request, || Some(Late::Put(path.into(), body, condition))).await
+    }
+
+    async fn copy(&self, from: &str, to: &str) -> Result<ETag, BucketError> {
+        let late = || Some(Late::Copy(from.into(), to.into()));
+        self.run(Operation::Put, to, self.inner.copy(from, to), late).await
     }
 
     async fn list(&self, request: ListRequest<'_>) -> Result<Listing, BucketError> {

@@ -167,6 +167,7 @@ impl Labels {
             Ok(ObjectPath::Wal { tenant, timeline, .. }) => (Some(tenant), Some(timeline), "wal"),
             Ok(ObjectPath::Tombstone { tenant, timeline }) => (Some(tenant), Some(timeline), "tombstone"),
             Ok(ObjectPath::HeatMap { tenant }) => (Some(tenant), None, "heatmap"),
+            Ok(ObjectPath::Manifest { tenant, .. }) => (Some(tenant), None, "manifest"),
             Ok(ObjectPath::Claim { tenant, .. }) => (Some(tenant), None, "claim"),
             Ok(ObjectPath::Config { tenant, .. }) => (Some(tenant), None, "config"),
             Ok(ObjectPath::Metering { tenant, .. }) => (Some(tenant), None, "metering"),
@@ -341,6 +342,23 @@ pub async fn read_back(bucket: &dyn Bucket, path: &str, body: &Body) -> Result<O
     Ok(Some(meta.etag))
 }
 
+/// Whether two objects hold the same; answers the tag of the second then.
+pub async fn same_object(bucket: &dyn Bucket, from: &str, to: &str) -> Result<Option<ETag>, BucketError> {
+    let (first, second) = (bucket.head(from).await?, bucket.head(to).await?);
+    if first.size != second.size {
+        return Ok(None);
+    }
+    let mut at = 0;
+    while at < first.size {
+        let part = at..(at + COMPARE_PART).min(first.size);
+        at = part.end;
+        if bucket.get(from, Some(part.clone())).await?.bytes != bucket.get(to, Some(part)).await?.bytes {
+            return Ok(None);
+        }
+    }
+    Ok(Some(second.etag))
+}
+
 impl Body {
     /// Bytes that will be stored.
     pub fn length(&self) -> u64 {
@@ -393,6 +411,23 @@ impl Bucket for RetryingBucket {
                         }
                         result => result,
                     }
+                }
+            })
+            .await;
+        call.ok = result.is_ok();
+        result
+    }
+
+    async fn copy(&self, from: &str, to: &str) -> Result<ETag, BucketError> {
+        let mut call = self.metrics.start("copy", to, 0);
+        let result = self
+            .retry(Side::Write, "copy", to, self.policy.timeout, |attempts| async move {
+                match self.inner.copy(from, to).await {
+                    // An attempt before this one may be what is in the way.
+                    Err(BucketError::Precondition(path)) if attempts > 0 => {
+                        same_object(&*self.inner, from, to).await?.ok_or(BucketError::Precondition(path))
+                    }
+                    result => result,
                 }
             })
             .await;

@@ -150,6 +150,42 @@ impl Bucket for S3Bucket {
         }
     }
 
+    async fn copy(&self, from: &str, to: &str) -> Result<ETag, BucketError> {
+        let (source, key) = (self.key("copy", from)?, self.key("copy", to)?);
+        // Not every store looks at the condition of a copy. One that does not replaces what is there by the same bytes, if both are copies of
+        // one object; for everything else there is this.
+        match self.head(to).await {
+            Ok(_) => return Err(BucketError::Precondition(to.into())),
+            Err(BucketError::NotFound(_)) => {}
+            Err(error) => return Err(error),
+        }
+        // Our paths need no escapes; a prefix may.
+        let source: String = format!("{}/{source}", self.bucket)
+            .bytes()
+            .map(|byte| match byte {
+                b'/' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
+                _ if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),
+                _ => format!("%{byte:02X}"),
+            })
+            .collect();
+        let request = self.client.copy_object().bucket(&self.bucket).key(key).copy_source(source);
+        let error = match request.if_none_match("*").send().await {
+            Ok(response) => {
+                let etag = response.copy_object_result().and_then(|result| result.e_tag());
+                return etag_of("copy", to, etag);
+            }
+            Err(error) => error,
+        };
+        if error.raw_response().is_some_and(|response| response.status().as_u16() == 501) {
+            let found = self.get(from, None).await?;
+            return self.put(to, Body::Bytes(found.bytes), PutIf::Absent).await;
+        }
+        Err(match failed("copy", to, error) {
+            BucketError::NotFound(_) => BucketError::NotFound(from.into()),
+            error => error,
+        })
+    }
+
     async fn list(&self, request: ListRequest<'_>) -> Result<Listing, BucketError> {
         let limit = request.limit.unwrap_or(LIST_PAGE).min(LIST_PAGE);
         let mut call = self

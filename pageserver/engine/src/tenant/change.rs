@@ -47,11 +47,21 @@ impl Tenants {
         let _one = tenant.change().await?;
         let parent = tenant.timeline(ancestor)?;
         let lsn = branch_lsn(&parent, point).await?;
-        if let Ok(here) = tenant.timeline(new) {
+        if let Some(Slot::Archived(here)) = tenant.slot(new) {
+            tenant.claim().validate().await?;
             let same = here
-                .facts()
                 .ancestor
                 .is_some_and(|(a, at)| a == ancestor && (at == lsn || point == BranchPoint::Tip));
+            return Err(if same { NotFound::Archived(new).into() } else { ChangeError::Conflict(new) });
+        }
+        if let Ok(here) = tenant.timeline(new) {
+            let mut same = here
+                .ancestor()
+                .is_some_and(|(a, at)| a == ancestor && (at == lsn || point == BranchPoint::Tip));
+            if !same && here.facts().branched_at == Some(lsn) {
+                // It left that ancestor since, or was moved.
+                same = here.index().part().await.lineage.was_of(ancestor);
+            }
             tenant.claim().validate().await?;
             return if same { Ok(here) } else { Err(ChangeError::Conflict(new)) };
         }
@@ -146,8 +156,15 @@ impl Tenants {
         if tenant.mode() == Mode::Multi {
             return Err(ChangeError::Multi(tenant.shard()));
         }
+        tenant.refuse_while_detaching(timeline)?;
         if tenant.slot(timeline).is_some() {
-            let children = tenant.index_store.children(timeline).await?;
+            let mut children = tenant.index_store.children(timeline).await?;
+            // What could not be told that it hangs on another now.
+            children.extend(tenant.open_timelines().iter().filter_map(|open| {
+                open.ancestor().is_some_and(|(ancestor, _)| ancestor == timeline).then(|| open.id())
+            }));
+            children.sort_unstable();
+            children.dedup();
             if !children.is_empty() {
                 return Err(ChangeError::HasChildren(
                     timeline,
@@ -169,6 +186,7 @@ impl Tenants {
         tenant.abandon(timeline).await?;
         let objects = deletion::delete_timeline_data(tenant.claim(), timeline).await?;
         tenant.remove(timeline);
+        self.name_archived(&tenant).await;
         info!(%timeline, objects, "deleted");
         Ok(left)
     }
@@ -208,6 +226,7 @@ impl Tenants {
         deletion::claim_deletion(&**self.bucket(), shard).await?;
         tenant.supersede(Generation::DELETED);
         let timelines = tenant.delete_slots();
+        tenant.detaching.ended().await;
         let left = leave(timelines).await;
         // An import may have become a timeline just before it was told to end.
         for timeline in tenant.delete_slots() {

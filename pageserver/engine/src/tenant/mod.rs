@@ -5,13 +5,17 @@
 //! told to attach; a tenant that was superseded is held as stale: reads are answered, nothing is written.
 //!
 //! Reading order: [`hold`] (how a tenant is held), [`slots`] (a tenant and what there is of its timelines), [`attach`] (claiming, opening and
-//! letting go), [`config`] (what it is told to do otherwise), [`open`] (bringing timelines back), [`maintain`] (keeping them small), [`change`] (creating, branching, deleting).
+//! letting go), [`config`] (what it is told to do otherwise), [`open`] (bringing timelines back), [`maintain`] (keeping them small), [`change`] (creating, branching, deleting),
+//! [`archive`] and [`manifest`] (putting timelines away and taking them out again), [`detach`] (making branches stand alone).
 
+mod archive;
 mod attach;
 mod change;
 mod config;
+mod detach;
 mod hold;
 mod maintain;
+mod manifest;
 mod open;
 mod slots;
 
@@ -33,14 +37,17 @@ use crate::compact::FailedJob;
 use crate::deletion::DeleteTenantError;
 use crate::index_keeper::IndexTrouble;
 use crate::index_store::{LoadIndexError, PutIndexError};
+use crate::inherit::InheritError;
 use crate::ports::{Bucket, BucketError, Clock};
-use crate::timeline::{OpenError, Timeline, TimelineInfo, TimelinePolicy};
+use crate::timeline::{AppendError, OpenError, Timeline, TimelineInfo, TimelinePolicy};
 use crate::wal_keeper::KeepWalError;
 
+pub use archive::ArchivedTimeline;
 pub use attach::{AttachAs, AttachAsError, AttachError};
 pub use config::{TenantConfig, TenantConfigError};
 pub use hold::{Hold, Mode, Phase, Superseded};
 pub use maintain::{Maintenance, MaintenanceCounts};
+pub use manifest::ManifestError;
 pub use slots::{Tenant, TimelineView, UnknownWishes};
 
 /// Tenants whose timelines are opened at once, unless somebody waits for one.
@@ -76,6 +83,10 @@ pub enum NotFound {
     Tenant(TenantId),
     #[error("timeline {0} is not here")]
     Timeline(TimelineId),
+    #[error(
+        "timeline {0} is archived: it is in the bucket only, and must be unarchived before anything of it can be read"
+    )]
+    Archived(TimelineId),
     #[error("timeline {0} is being imported")]
     Importing(TimelineId),
     #[error("tenant {0} is not open yet")]
@@ -100,6 +111,20 @@ pub enum ChangeError {
     Buried(TimelineId),
     #[error("timeline {0} has branches: {1}")]
     HasChildren(TimelineId, String),
+    #[error("timeline {0} has branches that are not archived: {1}")]
+    HasOpenChildren(TimelineId, String),
+    #[error("timeline {0} is a branch of {1}, which is archived: unarchive that first")]
+    ArchivedAncestor(TimelineId, TimelineId),
+    #[error("timeline {0} has no ancestor and never had one")]
+    NoAncestor(TimelineId),
+    #[error("timeline {0} is being detached from its ancestor; when that is done it can be changed again")]
+    Detaching(TimelineId),
+    #[error("cannot make what the branch shares with its ancestor its own")]
+    Inherit(#[from] InheritError),
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    #[error("cannot store what was received")]
+    Append(#[from] AppendError),
     #[error(transparent)]
     Validate(#[from] ValidateError),
     #[error("cannot claim the tenant")]
@@ -128,11 +153,15 @@ pub enum ChangeError {
     Compact(Box<FailedJob>),
     #[error(transparent)]
     DeleteTenant(#[from] DeleteTenantError),
-    #[error("tasks of timeline {0} did not end in time; its deletion goes on when it is asked for again")]
+    #[error(
+        "tasks of timeline {0} did not end in time; what was asked for goes on when it is asked for again"
+    )]
     StillRunning(TimelineId),
     #[error("tenant {0} is held as stale: nothing of it can be changed here")]
     Stale(TenantShardId),
-    #[error("tenant {0} is held while another place may still read it: nothing of it can be deleted yet")]
+    #[error(
+        "tenant {0} is held while another place may still read it: nothing of it can be deleted or archived yet"
+    )]
     Multi(TenantShardId),
     #[error("tenant {0} is being deleted")]
     Deleting(TenantShardId),
@@ -183,6 +212,8 @@ pub struct TenantInfo {
 pub enum TimelineState {
     /// It can be read.
     Active(Box<TimelineInfo>),
+    /// It is in the bucket only.
+    Archived(Arc<ArchivedTimeline>),
     /// Its base is being imported.
     Importing {
         /// Which.
@@ -207,6 +238,7 @@ impl TimelineState {
     pub fn id(&self) -> TimelineId {
         match self {
             TimelineState::Active(info) => info.facts.timeline,
+            TimelineState::Archived(archived) => archived.timeline,
             TimelineState::Importing { timeline }
             | TimelineState::Broken { timeline, .. }
             | TimelineState::Deleting { timeline } => *timeline,

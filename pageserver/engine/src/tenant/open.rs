@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::slots::{Running, Slot};
-use super::{Tenant, Tenants};
+use super::{ArchivedTimeline, Tenant, Tenants};
 use crate::claim::ValidateError;
 use crate::error_story::error_story;
 use crate::index_keeper::IndexKeeper;
@@ -26,6 +26,11 @@ impl Tenants {
             match tenant.index_store.find(timeline).await {
                 // Whoever asked for that asks again, and then it goes on.
                 Ok(Some(found)) if found.index.deleted_at.is_some() => tenant.set(timeline, Slot::Deleting),
+                Ok(Some(found)) if found.index.is_archived() => {
+                    let archived = ArchivedTimeline::of(timeline, &found.index).expect("it is archived");
+                    tenant.note_wishes(timeline, Some(archived.wishes(tenant.claim().now())));
+                    tenant.set(timeline, Slot::Archived(Arc::new(archived)));
+                }
                 Ok(Some(found)) => {
                     let index = Arc::new(IndexKeeper::new(tenant.claim().clone(), timeline, found));
                     tenant.note_wishes(timeline, Some(index.wishes().await));
@@ -57,6 +62,8 @@ impl Tenants {
             }
             waiting = later;
         }
+        self.settle_detachments(tenant).await;
+        self.name_archived(tenant).await;
         Ok(())
     }
 

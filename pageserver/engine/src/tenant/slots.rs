@@ -10,8 +10,10 @@ use model::{Generation, Lsn, TenantShardId, TimelineId};
 use tokio::sync::{Mutex, MutexGuard, Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::manifest::ManifestKeeper;
 use super::{
-    ChangeError, Followed, Hold, Mode, NotFound, Phase, Superseded, TenantConfig, TenantInfo, TimelineState,
+    ArchivedTimeline, ChangeError, Followed, Hold, Mode, NotFound, Phase, Superseded, TenantConfig,
+    TenantInfo, TimelineState,
 };
 use crate::claim::Claim;
 use crate::index_keeper::IndexKeeper;
@@ -39,6 +41,8 @@ pub struct Tenant {
     /// It was let go.
     pub(super) detached: CancellationToken,
     pub(super) index_store: IndexStore,
+    pub(super) manifest: Mutex<ManifestKeeper>,
+    pub(super) detaching: Detaching,
     timelines: RwLock<BTreeMap<TimelineId, Slot>>,
     /// What each timeline asked to be kept when it was last looked at; `None` where its index cannot be read. Also of those that are not open.
     wishes: StdMutex<BTreeMap<TimelineId, Option<Wishes>>>,
@@ -56,6 +60,40 @@ pub struct Tenant {
 #[error("the index of timeline {0} cannot be read: what it reads of its ancestors is not known")]
 pub struct UnknownWishes(pub TimelineId);
 
+/// The one branch that is detached from its ancestor at a time, which takes long and leaves others alone.
+#[derive(Default)]
+pub(super) struct Detaching {
+    turn: Mutex<()>,
+    // Held to set or look.
+    which: RwLock<Option<TimelineId>>,
+}
+
+/// The right to detach a branch.
+pub(super) struct DetachingNow<'a> {
+    detaching: &'a Detaching,
+    _turn: MutexGuard<'a, ()>,
+}
+
+impl Detaching {
+    /// Waits until no other is detached.
+    pub(super) async fn begin(&self, timeline: TimelineId) -> DetachingNow<'_> {
+        let turn = self.turn.lock().await;
+        *self.which.write().expect("no holder panics") = Some(timeline);
+        DetachingNow { detaching: self, _turn: turn }
+    }
+
+    /// Waits until none is detached.
+    pub(super) async fn ended(&self) {
+        drop(self.turn.lock().await);
+    }
+}
+
+impl Drop for DetachingNow<'_> {
+    fn drop(&mut self) {
+        *self.detaching.which.write().expect("no holder panics") = None;
+    }
+}
+
 /// Tasks of an open timeline.
 #[derive(Clone)]
 pub(super) struct Running {
@@ -69,6 +107,8 @@ pub(super) struct Running {
 #[derive(Clone)]
 pub(super) enum Slot {
     Open(Timeline),
+    /// It is in the bucket only.
+    Archived(Arc<ArchivedTimeline>),
     /// Its base is not there yet; nothing can be read. `running` while an import of this process is at it.
     Importing {
         index: Option<Arc<IndexKeeper>>,
@@ -85,6 +125,8 @@ pub(super) enum Slot {
 pub enum TimelineView {
     /// It can be read.
     Open(Timeline),
+    /// It is in the bucket only.
+    Archived(Arc<ArchivedTimeline>),
     /// Its base is not there yet.
     Importing,
     /// It cannot be read; why.
@@ -105,6 +147,8 @@ impl Tenant {
             wanted: Notify::new(),
             detached: CancellationToken::new(),
             index_store: IndexStore::new(&claim),
+            manifest: Mutex::new(ManifestKeeper::new(claim.clone())),
+            detaching: Detaching::default(),
             claim,
             timelines: RwLock::default(),
             wishes: StdMutex::default(),
@@ -212,6 +256,9 @@ impl Tenant {
         for (timeline, view) in self.views() {
             match view {
                 TimelineView::Open(open) => self.note_wishes(timeline, Some(open.index().wishes().await)),
+                TimelineView::Archived(archived) => {
+                    self.note_wishes(timeline, Some(archived.wishes(self.claim.now())));
+                }
                 TimelineView::Deleting => {
                     drop(self.wishes.lock().expect("no holder panics").remove(&timeline))
                 }
@@ -260,6 +307,44 @@ impl Tenant {
         Ok(())
     }
 
+    /// Ends the tasks of a timeline that is let go of, if it has any, and waits for that; with `flush`, what is in memory is stored first.
+    pub(super) async fn end_running(&self, timeline: TimelineId, flush: bool) -> Result<(), ChangeError> {
+        let running = self.running.read().expect("no holder panics").get(&timeline).cloned();
+        let Some(Running { timeline: open, ended, .. }) = running else { return Ok(()) };
+        open.close(flush);
+        tokio::time::timeout(END_PATIENCE, ended.cancelled())
+            .await
+            .map_err(|_| ChangeError::StillRunning(timeline))
+    }
+
+    /// A branch that is being detached is neither deleted nor archived: its objects are on their way.
+    pub(super) fn refuse_while_detaching(&self, timeline: TimelineId) -> Result<(), ChangeError> {
+        match *self.detaching.which.read().expect("no holder panics") {
+            Some(detaching) if detaching == timeline => Err(ChangeError::Detaching(timeline)),
+            _ => Ok(()),
+        }
+    }
+
+    /// All open timelines.
+    pub fn open_timelines(&self) -> Vec<Timeline> {
+        let timelines = self.timelines.read().expect("no holder panics");
+        let open = timelines.values().filter_map(|slot| match slot {
+            Slot::Open(open) => Some(open.clone()),
+            _ => None,
+        });
+        open.collect()
+    }
+
+    /// All archived timelines.
+    pub fn archived(&self) -> Vec<Arc<ArchivedTimeline>> {
+        let timelines = self.timelines.read().expect("no holder panics");
+        let archived = timelines.values().filter_map(|slot| match slot {
+            Slot::Archived(archived) => Some(Arc::clone(archived)),
+            _ => None,
+        });
+        archived.collect()
+    }
+
     /// Remembers the tasks of a timeline until they have ended.
     pub(super) fn now_running(&self, running: Running) {
         self.running.write().expect("no holder panics").insert(running.timeline.id(), running);
@@ -299,7 +384,7 @@ impl Tenant {
     pub(super) fn is_stopped(&self, timeline: TimelineId) -> bool {
         match self.slot(timeline) {
             Some(Slot::Open(open)) => open.is_stopped(),
-            Some(Slot::Deleting) | None => true,
+            Some(Slot::Deleting | Slot::Archived(_)) | None => true,
             Some(_) => false,
         }
     }
@@ -308,6 +393,7 @@ impl Tenant {
     pub fn timeline(&self, timeline: TimelineId) -> Result<Timeline, NotFound> {
         match self.slot(timeline) {
             Some(Slot::Open(open)) => Ok(open),
+            Some(Slot::Archived(_)) => Err(NotFound::Archived(timeline)),
             Some(Slot::Importing { .. }) => Err(NotFound::Importing(timeline)),
             Some(Slot::Broken(reason)) => Err(NotFound::Broken { timeline, reason }),
             None if matches!(self.hold.borrow().phase, Phase::Loading(_)) => {
@@ -337,6 +423,7 @@ impl Tenant {
         let timelines = self.timelines.read().expect("no holder panics");
         let view = |slot: &Slot| match slot {
             Slot::Open(timeline) => TimelineView::Open(timeline.clone()),
+            Slot::Archived(archived) => TimelineView::Archived(Arc::clone(archived)),
             Slot::Importing { .. } => TimelineView::Importing,
             Slot::Broken(reason) => TimelineView::Broken(Arc::clone(reason)),
             Slot::Deleting => TimelineView::Deleting,
@@ -423,6 +510,7 @@ impl Tenant {
             .iter()
             .map(|(timeline, slot)| match slot {
                 Slot::Open(open) => TimelineState::Active(Box::new(open.info())),
+                Slot::Archived(archived) => TimelineState::Archived(Arc::clone(archived)),
                 Slot::Importing { .. } => TimelineState::Importing { timeline: *timeline },
                 Slot::Broken(reason) => {
                     TimelineState::Broken { timeline: *timeline, reason: Arc::clone(reason) }

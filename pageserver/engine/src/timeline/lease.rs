@@ -9,7 +9,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use codec::index_part::{Extension, Lease, UtcTime};
+use codec::index_part::{Extension, IndexPart, Lease, UtcTime};
 use model::Lsn;
 
 use super::Timeline;
@@ -25,12 +25,8 @@ pub const MAX_LEASES: usize = 10_000;
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum LeaseError {
-    #[error("LSN {asked} cannot be leased: it is below {oldest}, before which the timeline cannot be read")]
-    TooOld { asked: Lsn, oldest: Lsn },
-    #[error("the timeline cannot be read")]
-    Read(#[source] Box<ReadError>),
-    #[error("LSN {asked} cannot be leased: it is beyond {last}, the end of the timeline")]
-    Future { asked: Lsn, last: Lsn },
+    #[error(transparent)]
+    OutOfHistory(#[from] OutOfHistory),
     #[error("the timeline has {MAX_LEASES} leases, which is the most; they end by themselves")]
     TooMany,
     #[error("the timeline does not follow a Postgres")]
@@ -41,7 +37,48 @@ pub enum LeaseError {
     Validate(#[from] ValidateError),
 }
 
+/// Why nobody can be promised that an LSN stays readable.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum OutOfHistory {
+    #[error("LSN {asked} cannot be kept: it is below {oldest}, before which the timeline cannot be read")]
+    TooOld { asked: Lsn, oldest: Lsn },
+    #[error("the timeline cannot be read")]
+    Read(#[source] Box<ReadError>),
+    #[error("LSN {asked} cannot be kept: it is beyond {last}, the end of the timeline")]
+    Future { asked: Lsn, last: Lsn },
+}
+
+/// Whether an LSN that is not beyond the end stays readable by what the index says that is about to promise it: also below the cutoff, if another promise
+/// keeps it already.
+pub(super) fn check_promise(part: &IndexPart, readable_from: Lsn, lsn: Lsn) -> Result<(), OutOfHistory> {
+    let oldest = part.metadata().latest_gc_cutoff_lsn;
+    let is_point = wishes_of(part).lsns.contains(&lsn);
+    if lsn < readable_from || (lsn < oldest && !is_point) {
+        return Err(OutOfHistory::TooOld { asked: lsn, oldest: oldest.max(readable_from) });
+    }
+    Ok(())
+}
+
 impl Timeline {
+    /// The place that an LSN means, unless it is beyond the end. One place has one LSN, so that two clients' wishes for it are one.
+    pub(super) fn place_of(&self, lsn: Lsn) -> Result<Lsn, OutOfHistory> {
+        let last = self.last_record_lsn();
+        if lsn.align_up() > last {
+            return Err(OutOfHistory::Future { asked: lsn, last });
+        }
+        Ok(lsn.normalized(self.facts().wal_segment_size.bytes()))
+    }
+
+    /// Whether an LSN can be read now, here and in the ancestors that it is read from. Asked before a promise is put, and again when it is durable: what
+    /// collects looks for promises after it said what it keeps, so one of the two sees the other.
+    pub(super) fn check_readable(&self, lsn: Lsn) -> Result<(), OutOfHistory> {
+        self.check_kept(lsn).map_err(|error| match error {
+            ReadError::BehindCutoff { asked, cutoff } => OutOfHistory::TooOld { asked, oldest: cutoff },
+            other => OutOfHistory::Read(Box::new(other)),
+        })
+    }
+
     /// Keeps `lsn` readable until `length` after `now`, or until when an earlier lease of it ends, if that is later. Answers until when. A lease
     /// that lasts for nine tenths of that already is left as it is.
     pub async fn lease_lsn(
@@ -50,35 +87,22 @@ impl Timeline {
         length: Duration,
         now: SystemTime,
     ) -> Result<SystemTime, LeaseError> {
-        let last = self.last_record_lsn();
-        if lsn.align_up() > last {
-            return Err(LeaseError::Future { asked: lsn, last });
-        }
-        // One place has one name, so that two clients' leases of it are one.
-        let lsn = lsn.normalized(self.facts().wal_segment_size.bytes());
-        let kept = |error| match error {
-            ReadError::BehindCutoff { asked, cutoff } => LeaseError::TooOld { asked, oldest: cutoff },
-            other => LeaseError::Read(Box::new(other)),
-        };
-        self.check_kept(lsn).map_err(kept)?;
+        let lsn = self.place_of(lsn)?;
+        self.check_readable(lsn)?;
         let readable_from = self.readable_from();
         let mut granted = now;
         self.index()
             .change(|part| {
-                let oldest = part.metadata().latest_gc_cutoff_lsn;
-                let is_point = wishes_of(part).lsns.contains(&lsn);
-                if lsn < readable_from || (lsn < oldest && !is_point) {
-                    return Err(LeaseError::TooOld { asked: lsn, oldest: oldest.max(readable_from) });
-                }
+                check_promise(part, readable_from, lsn)?;
                 let ours = part.palimpsest.as_mut().ok_or(LeaseError::NoPostgres)?;
                 let (until, changed) = grant(ours, lsn, length, now)?;
                 granted = until;
-                Ok(changed)
+                Ok::<_, LeaseError>(changed)
             })
             .await?;
         // Also what was durable before: whoever stored it may have died before its own listing.
         self.index().claim().validate().await?;
-        self.check_kept(lsn).map_err(kept)?;
+        self.check_readable(lsn)?;
         Ok(granted)
     }
 }
@@ -106,9 +130,10 @@ fn grant(
     Ok((until.to_system_time(), Changed::Yes))
 }
 
-/// Forgets leases that are over.
+/// Forgets leases and names that are over.
 pub(crate) fn drop_expired(ours: &mut Extension, now: SystemTime) {
     ours.leases.retain(|lease| lease.valid_until.to_system_time() > now);
+    ours.named_lsns.retain(|_, named| super::named::is_valid(named, now));
 }
 
 #[cfg(test)]

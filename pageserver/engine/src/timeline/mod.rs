@@ -7,6 +7,7 @@
 mod chains;
 pub mod flush;
 pub mod lease;
+pub mod named;
 mod owner;
 mod reap;
 mod replay;
@@ -38,7 +39,7 @@ use crate::index_keeper::IndexKeeper;
 use crate::ingest::{CountedSize, IngestError, SizeNow};
 use crate::layer_read::{Layer, Retired};
 use crate::layer_write::LayerStore;
-use crate::read::{Snapshot, SnapshotAt};
+use crate::read::{Ancestor, Snapshot, SnapshotAt};
 use crate::retention::Retention;
 use crate::wal_keeper::{KeepWalError, WalKeeper, WalKeeping};
 
@@ -95,8 +96,8 @@ pub struct TimelineFacts {
     pub initdb_lsn: Lsn,
     /// Reads below this are refused: a base backup is not consistent before its end.
     pub readable_from: Lsn,
-    /// The timeline it branched from, and where.
-    pub ancestor: Option<(TimelineId, Lsn)>,
+    /// Where it branched off, also if it has no ancestor any more.
+    pub branched_at: Option<Lsn>,
 }
 
 /// A timeline as it is now, for people and the HTTP API.
@@ -105,6 +106,7 @@ pub struct TimelineFacts {
 pub struct TimelineInfo {
     #[serde(flatten)]
     pub facts: TimelineFacts,
+    pub ancestor: Option<(TimelineId, Lsn)>,
     pub last_record_lsn: Lsn,
     pub prev_record_lsn: Lsn,
     pub disk_consistent_lsn: Lsn,
@@ -196,12 +198,24 @@ struct ReceivedWal {
 enum Request {
     /// Freeze the open tail and answer when everything up to now is in layers that the index names.
     Checkpoint(oneshot::Sender<Result<Lsn, String>>),
+    /// Reads find older history here from now on, and these layers besides.
+    Rebase(Rebase, oneshot::Sender<()>),
     /// Answer the end of the last record; before that, if asked, take WAL of this Postgres timeline from that end on.
     Settle { go_on_as: Option<Tli>, answer: oneshot::Sender<Lsn> },
     /// Reads find these layers in place of those, which the index in the bucket names no longer.
     Replace { add: Vec<Arc<Layer>>, remove: HashSet<LayerName>, answer: oneshot::Sender<()> },
     /// Reads go by this retention from now on.
     Retain { retention: Arc<Retention>, answer: oneshot::Sender<()> },
+}
+
+/// Another place for what is older than a timeline's own history.
+pub(crate) struct Rebase {
+    /// Where that goes on; `None`: nowhere.
+    pub ancestor: Option<Ancestor>,
+    /// Layers that are the timeline's own besides.
+    pub layers: Vec<Arc<Layer>>,
+    /// What these and its others fulfil.
+    pub retention: Arc<Retention>,
 }
 
 /// Why WAL was not taken.
@@ -250,6 +264,12 @@ impl Timeline {
     /// Its name.
     pub fn id(&self) -> TimelineId {
         self.shared.facts.timeline
+    }
+
+    /// The timeline where its history goes on below its own, and from where on.
+    pub fn ancestor(&self) -> Option<(TimelineId, Lsn)> {
+        let view = self.shared.view.load();
+        view.ancestor.as_ref().map(|ancestor| (ancestor.view.load().timeline, ancestor.lsn))
     }
 
     /// End of the last readable record.
@@ -353,6 +373,7 @@ impl Timeline {
         let view = self.shared.view.load();
         TimelineInfo {
             facts: self.shared.facts.clone(),
+            ancestor: self.ancestor(),
             last_record_lsn: progress.last,
             prev_record_lsn: progress.prev,
             disk_consistent_lsn: self.disk_consistent_lsn(),
@@ -511,6 +532,14 @@ impl Timeline {
         let (answer, answered) = oneshot::channel();
         self.ask(Request::Checkpoint(answer)).await?;
         answered.await.map_err(|_| self.why_stopped())?.map_err(|error| AppendError::Ingest(error.into()))
+    }
+
+    /// Reads what is older than its own history from elsewhere, which its index says already. Whoever reads now reads the same from what there was
+    /// before.
+    pub(crate) async fn rebase(&self, rebase: Rebase) -> Result<(), AppendError> {
+        let (answer, answered) = oneshot::channel();
+        self.ask(Request::Rebase(rebase, answer)).await?;
+        answered.await.map_err(|_| self.why_stopped())
     }
 
     /// Waits until the record that ends at `lsn` is readable.

@@ -1,5 +1,6 @@
 //! The one task that changes a timeline: decodes WAL, ingests it, publishes snapshots, freezes the tail.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -129,6 +130,12 @@ impl Owner {
                     }
                 }
                 Event::Request(Request::Checkpoint(answer)) => self.checkpoint(answer),
+                Event::Request(Request::Rebase(rebase, answer)) => {
+                    (self.ancestor, self.retention) = (rebase.ancestor, rebase.retention);
+                    let layers = self.shared.view.load().layers.edited(rebase.layers, &HashSet::new());
+                    self.store_view(Some(Arc::new(layers)));
+                    let _ = answer.send(()); // who asked may have gone
+                }
                 Event::Request(Request::Settle { go_on_as, answer }) => {
                     if let Some(tli) = go_on_as {
                         self.go_on_as(tli);
@@ -258,6 +265,7 @@ impl Owner {
             frozen: self.state.frozen.clone().into(),
             layers: layers.unwrap_or_else(|| Arc::clone(&old.layers)),
             ancestor: self.ancestor.clone(),
+            branched_at: old.branched_at,
             retention: Arc::clone(&self.retention),
         };
         self.shared.view.store(Arc::new(view));

@@ -132,7 +132,7 @@ pub async fn open(
     place.claim.validate().await?;
 
     let ancestor =
-        ancestor.zip(facts.ancestor).map(|(parent, (_, lsn))| Ancestor { view: parent.view(), lsn });
+        ancestor.zip(found.ancestor_lsn).map(|(parent, lsn)| Ancestor { view: parent.view(), lsn });
     let retention = Arc::new(Retention::new(found.gc_cutoff, points));
     let snapshot = Snapshot {
         timeline,
@@ -142,6 +142,7 @@ pub async fn open(
         frozen: Arc::from([]),
         layers: Arc::new(layers),
         ancestor: ancestor.clone(),
+        branched_at: facts.branched_at,
         retention: Arc::clone(&retention),
     };
     let ingest = Ingest::load(&Stored(&snapshot), facts.pg).await?;
@@ -264,8 +265,7 @@ fn decoder_for(
 ) -> (WalDecoder, Lsn) {
     let tli = wal.tli_at(at);
     // What followed an ordinary Postgres from its branch point on has WAL from exactly there.
-    let fresh_branch =
-        facts.ancestor.is_some_and(|(_, lsn)| lsn == at) && run.first().is_none_or(|first| first.start < at);
+    let fresh_branch = facts.branched_at == Some(at) && run.first().is_none_or(|first| first.start < at);
     let (decoder, start) = if fresh_branch {
         let page = at.page_start();
         (WalDecoder::at_first_record_after(facts.pg, facts.wal_segment_size, tli, page), page)

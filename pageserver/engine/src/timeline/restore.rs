@@ -1,7 +1,7 @@
 //! Making clusters from a timeline, and following the Postgres timelines that they start.
 
 use codec::history::{HistoryError, TimelineHistory};
-use codec::index_part::{Archived, Restore, TliStart, Unknown, UtcTime};
+use codec::index_part::{Archived, Restore, TliStart, Unknown};
 use model::{Lsn, TimelineId, Tli};
 
 use super::{AppendError, Timeline};
@@ -104,7 +104,7 @@ impl Timeline {
         let (last, prev) = self.last_and_prev();
         let prev = if last == lsn && prev.is_valid() {
             PrevLsn::At(prev)
-        } else if self.facts().ancestor.is_some_and(|(_, at)| at == lsn) {
+        } else if self.facts().branched_at == Some(lsn) {
             PrevLsn::None
         } else {
             PrevLsn::Unknown
@@ -122,7 +122,7 @@ impl Timeline {
         let starts = part.palimpsest.as_ref().map(|ours| ours.tli_history.clone()).unwrap_or_default();
         let last = *starts.last().ok_or(SwitchError::NoPostgres)?;
         let ingested = self.settled().await?;
-        let branched_at = self.facts().ancestor.map_or(Lsn::INVALID, |(_, lsn)| lsn);
+        let branched_at = self.facts().branched_at.unwrap_or(Lsn::INVALID);
         if !starts.iter().any(|start| (start.tli, start.from) == (tli, from)) {
             if tli <= last.tli || from < last.from {
                 return Err(SwitchError::Backwards { tli, from, last: last.tli, last_from: last.from });
@@ -154,36 +154,36 @@ impl Timeline {
     pub async fn begin_at_branch_point(&self, tli: Tli) -> Result<(), SwitchError> {
         // Elsewhere what is received may end before the last record, too: in the unused rest of a segment, which must not be missing in the bucket.
         let last = self.last_record_lsn();
-        let is_fresh_branch = self.facts().ancestor.is_some_and(|(_, at)| at == last);
+        let is_fresh_branch = self.facts().branched_at == Some(last);
         if is_fresh_branch && self.received() < last {
             self.go_on_as(tli).await?;
         }
         Ok(())
     }
 
-    /// How it was archived, if it was.
-    pub async fn archived(&self) -> Option<Archived> {
+    /// Why it takes no WAL any more and what goes on in its place, if its source left it.
+    pub async fn succession(&self) -> Option<Archived> {
         self.index().part().await.palimpsest.as_ref().and_then(|ours| ours.archived.clone())
     }
 
-    /// Archives it: nothing is received any more, all stays readable, `successor` goes on from `at`. That is on record before anything of the
-    /// successor is, so that it can be made by whoever comes next. What is archived already stays as it is.
-    pub async fn archive(
+    /// Retires it because its source left it: nothing is received any more, all stays readable, `successor` goes on from `at`. That is on record
+    /// before anything of the successor is, so that it can be made by whoever comes next. What is retired already stays as it is.
+    pub async fn retire(
         &self,
         reason: &str,
         successor: TimelineId,
         at: Lsn,
     ) -> Result<Archived, SwitchError> {
-        if self.archived().await.is_none() {
+        if self.succession().await.is_none() {
             // No source has this WAL any more: what is not in the bucket when nobody receives any longer would be lost.
             self.seal_now().await.map_err(AppendError::from)?;
-            let now = self.index().claim().now();
             self.index()
                 .update(|part| {
-                    part.archived_at = Some(UtcTime::from_system_time(now));
                     if let Some(ours) = &mut part.palimpsest {
                         ours.archived = Some(Archived {
                             reason: reason.to_owned(),
+                            on_request: false,
+                            slot_dropped: false,
                             successor: Some(successor),
                             at: Some(at),
                             unknown: Unknown::new(),
@@ -193,6 +193,6 @@ impl Timeline {
                 .await?;
         }
         self.index().claim().validate().await?;
-        self.archived().await.ok_or(SwitchError::NoPostgres)
+        self.succession().await.ok_or(SwitchError::NoPostgres)
     }
 }

@@ -261,6 +261,16 @@ pub fn timeline_status(id: TimelineId, view: &TimelineView, followers: &Follower
             status.message = timeline.trouble().unwrap_or_default();
             status.last_record_lsn = timeline.last_record_lsn().to_string();
             status.readable_from_lsn = timeline.readable_from().to_string();
+            status.ancestor_timeline_id =
+                timeline.ancestor().map(|(ancestor, _)| ancestor.to_string()).unwrap_or_default();
+        }
+        TimelineView::Archived(archived) => {
+            status.set_state(TimelineState::Archived);
+            status.message = archived.reason.clone().unwrap_or_default();
+            status.ancestor_timeline_id =
+                archived.ancestor.map(|(ancestor, _)| ancestor.to_string()).unwrap_or_default();
+            status.last_record_lsn = archived.disk_consistent_lsn.to_string();
+            status.readable_from_lsn = archived.readable_from.map(|lsn| lsn.to_string()).unwrap_or_default();
         }
         TimelineView::Importing => status.set_state(TimelineState::Importing),
         TimelineView::Broken(reason) => {

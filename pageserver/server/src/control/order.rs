@@ -79,6 +79,21 @@ pub fn duration_of(
         .transpose()
 }
 
+/// How long something is to last; `None` where nothing is said.
+pub fn length_of(
+    length: Option<prost_types::Duration>,
+    longest: Duration,
+) -> Result<Option<Duration>, Status> {
+    length
+        .map(|length| {
+            Duration::try_from(length)
+                .ok()
+                .filter(|length| !length.is_zero() && *length <= longest)
+                .ok_or_else(|| invalid("length", "is not above zero, or too long"))
+        })
+        .transpose()
+}
+
 #[cfg(test)]
 mod tests {
     use proto::error::reason;

@@ -3,8 +3,11 @@
 use engine::claim::{ConfirmError, TakeClaimError, ValidateError};
 use engine::deletion::DeleteTenantError;
 use engine::error_story::error_story;
+use engine::index_store::PutIndexError;
 use engine::ports::BucketError;
-use engine::tenant::{AttachAsError, ChangeError, NotFound, TenantConfigError};
+use engine::tenant::{AttachAsError, ChangeError, ManifestError, NotFound, TenantConfigError};
+use engine::timeline::lease::{LeaseError, OutOfHistory};
+use engine::timeline::named::NameError;
 use model::Generation;
 use proto::v1::{ErrorDetail, Reason};
 use tonic::{Code, Status};
@@ -75,6 +78,7 @@ pub fn of_not_found(error: &NotFound) -> Status {
     match error {
         NotFound::Tenant(_) => refused(Code::FailedPrecondition, Reason::NotAttached, message),
         NotFound::Timeline(_) => refused(Code::NotFound, Reason::TimelineUnknown, message),
+        NotFound::Archived(_) => refused(Code::FailedPrecondition, Reason::TimelineArchived, message),
         NotFound::Loading(_) => not_now(Reason::Loading, message),
         NotFound::Importing(_) => not_now(Reason::TimelineNotReadable, message),
         NotFound::Broken { .. } => refused(Code::FailedPrecondition, Reason::TimelineNotReadable, message),
@@ -92,7 +96,13 @@ pub fn of_change(error: ChangeError) -> Status {
             refused(Code::AlreadyExists, Reason::TimelineConflict, story)
         }
         ChangeError::Buried(_) => precondition(Reason::TimelineDeleted),
-        ChangeError::HasChildren(..) => precondition(Reason::TimelineHasBranches),
+        ChangeError::HasChildren(..) | ChangeError::HasOpenChildren(..) => {
+            precondition(Reason::TimelineHasBranches)
+        }
+        ChangeError::ArchivedAncestor(..) => precondition(Reason::TimelineArchived),
+        ChangeError::NoAncestor(_) => precondition(Reason::Invalid),
+        ChangeError::Detaching(_) => not_now(Reason::TimelineNotReadable, story),
+        ChangeError::Manifest(ManifestError::Bucket(error)) => of_bucket(&error, story),
         ChangeError::Stale(_) | ChangeError::Multi(_) => precondition(Reason::Mode),
         ChangeError::Deleting(_) | ChangeError::Claim(TakeClaimError::Deleted(_)) => {
             superseded(Generation::DELETED, String::new(), story)
@@ -100,12 +110,51 @@ pub fn of_change(error: ChangeError) -> Status {
         ChangeError::Validate(ValidateError::Superseded { by, .. }) => superseded(by, String::new(), story),
         ChangeError::DeleteTenant(DeleteTenantError::ForeignClaim { .. }) => precondition(Reason::Superseded),
         ChangeError::Config(error) => of_config(error, story),
+        ChangeError::PutIndex(error) => of_put(error, story),
         ChangeError::StillRunning(_) => not_now(Reason::Loading, story),
         ChangeError::Elsewhere(_) => precondition(Reason::NotAttached),
         ChangeError::Bucket(error) | ChangeError::Validate(ValidateError::Bucket(error)) => {
             of_bucket(&error, story)
         }
         _ => refused(Code::Internal, Reason::Internal, story),
+    }
+}
+
+/// An LSN that was not leased.
+pub fn of_lease(error: LeaseError) -> Status {
+    let story = error_story(&error);
+    match error {
+        LeaseError::OutOfHistory(OutOfHistory::Read(_)) => not_now(Reason::TimelineNotReadable, story),
+        LeaseError::OutOfHistory(_) => refused(Code::OutOfRange, Reason::OutOfHistory, story),
+        LeaseError::TooMany => refused(Code::ResourceExhausted, Reason::TooMany, story),
+        LeaseError::NoPostgres => refused(Code::FailedPrecondition, Reason::Invalid, story),
+        LeaseError::Index(error) => of_put(error, story),
+        LeaseError::Validate(error) => of_change(error.into()),
+    }
+}
+
+/// An LSN that was not named, or whose name was not ended.
+pub fn of_name(error: NameError) -> Status {
+    let story = error_story(&error);
+    match error {
+        NameError::Malformed(_) => refused(Code::InvalidArgument, Reason::Invalid, story),
+        NameError::Taken { .. } => refused(Code::AlreadyExists, Reason::NameTaken, story),
+        NameError::OutOfHistory(OutOfHistory::Read(_)) => not_now(Reason::TimelineNotReadable, story),
+        NameError::OutOfHistory(_) => refused(Code::OutOfRange, Reason::OutOfHistory, story),
+        NameError::TooMany => refused(Code::ResourceExhausted, Reason::TooMany, story),
+        NameError::NoPostgres => refused(Code::FailedPrecondition, Reason::Invalid, story),
+        NameError::Index(error) => of_put(error, story),
+        NameError::Validate(error) => of_change(error.into()),
+    }
+}
+
+fn of_put(error: PutIndexError, story: String) -> Status {
+    match error {
+        PutIndexError::Bucket { source, .. } => of_bucket(&source, story),
+        PutIndexError::Together { .. } => not_now(Reason::StorageUnavailable, story),
+        PutIndexError::Stopped { .. } | PutIndexError::Plain(_) => {
+            refused(Code::Internal, Reason::Internal, story)
+        }
     }
 }
 

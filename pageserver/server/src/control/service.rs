@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use engine::claim::ClaimedBy;
 use engine::tenant::{
-    AttachAs, BranchPoint, ChangeError, Mode as HoldMode, Phase, Tenant, TenantConfig, Tenants, TimelineView,
+    AttachAs, BranchPoint, ChangeError, Mode as HoldMode, NotFound, Phase, Tenant, TenantConfig, Tenants,
+    TimelineView,
 };
 use engine::time::LsnAt;
 use futures::Stream;
@@ -16,9 +17,11 @@ use proto::v1::pageserver_server::Pageserver;
 use proto::v1::{
     AttachRequest, AttachResponse, ConfigureTenantRequest, ConfigureTenantResponse, CreateTimelineRequest,
     CreateTimelineResponse, DeleteTenantDataRequest, DeleteTenantDataResponse, DeleteTimelineRequest,
-    DeleteTimelineResponse, DetachRequest, DetachResponse, GetLsnByTimestampRequest,
-    GetLsnByTimestampResponse, GetLsnsRequest, GetLsnsResponse, GetStatusRequest, LsnKind, Mode, Mutation,
-    Primary, Reason, SetDrainingRequest, SetDrainingResponse, SetModeRequest, SetModeResponse,
+    DeleteTimelineResponse, DetachAncestorRequest, DetachAncestorResponse, DetachRequest, DetachResponse,
+    ForgetNamedLsnRequest, ForgetNamedLsnResponse, GetLsnByTimestampRequest, GetLsnByTimestampResponse,
+    GetLsnsRequest, GetLsnsResponse, GetStatusRequest, LeaseLsnRequest, LeaseLsnResponse,
+    ListNamedLsnsRequest, ListNamedLsnsResponse, LsnKind, Mode, Mutation, NameLsnRequest, NameLsnResponse,
+    NamedLsn, Primary, Reason, SetDrainingRequest, SetDrainingResponse, SetModeRequest, SetModeResponse,
     SetTimelineSourceRequest, SetTimelineSourceResponse, SetTimelineStateRequest, SetTimelineStateResponse,
     ShardState, Status as ServerStatus, TimelineLsn, TimelineLsns, TimelineState, WaitLsnRequest,
     WaitLsnResponse, WatchStatusRequest,
@@ -26,9 +29,12 @@ use proto::v1::{
 use tonic::{Code, Request, Response, Status};
 
 use super::board::{Board, timeline_status};
-use super::order::{Order, duration_of, lsn_of, meant_for, shard_of, timeline_of};
-use super::refusal::{invalid, not_now, of_attach, of_change, of_not_found, of_source, refused, superseded};
+use super::order::{Order, duration_of, length_of, lsn_of, meant_for, shard_of, timeline_of};
+use super::refusal::{
+    invalid, not_now, of_attach, of_change, of_lease, of_name, of_not_found, of_source, refused, superseded,
+};
 use super::storage::StorageWatch;
+use crate::histories::LONGEST_NAME;
 use crate::source::conninfo::quoted;
 use crate::source::followers::Followers;
 
@@ -38,6 +44,9 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// How long one call of `DeleteTenantData` works before it answers that there is more.
 const DELETE_SLICE: Duration = Duration::from_secs(20);
+
+/// Longest lease that a request may ask for.
+const LONGEST_LEASE: Duration = Duration::from_hours(24);
 
 /// Which process this is, as claims tell others.
 #[derive(Clone, Debug)]
@@ -61,6 +70,8 @@ pub struct Control {
     pub storage: StorageWatch,
     /// Where we run.
     pub pod: Pod,
+    /// How long a lease of an LSN lasts.
+    pub lease_length: Duration,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -138,8 +149,14 @@ impl Control {
         let ancestor = timeline_of(&branch.ancestor_timeline_id)?;
         let point =
             if branch.lsn.is_empty() { BranchPoint::Tip } else { BranchPoint::Lsn(lsn_of(&branch.lsn)?) };
-        let made = self.tenants.branch(tenant.shard().tenant, new, ancestor, point).await;
-        made.map(|_| TimelineState::Active).map_err(of_change)
+        match self.tenants.branch(tenant.shard().tenant, new, ancestor, point).await {
+            Ok(_) => Ok(TimelineState::Active),
+            // It was made, and put away since.
+            Err(ChangeError::NotFound(NotFound::Archived(archived))) if archived == new => {
+                Ok(TimelineState::Archived)
+            }
+            Err(error) => Err(of_change(error)),
+        }
     }
 
     async fn create_import(
@@ -192,6 +209,16 @@ async fn to_its_end<T: Send + 'static>(
     tokio::spawn(work)
         .await
         .unwrap_or_else(|_panic| Err(refused(Code::Internal, Reason::Internal, "the log has the reason")))
+}
+
+fn named_lsn(name: String, named: &codec::index_part::NamedLsn) -> NamedLsn {
+    let time = |time: &codec::index_part::UtcTime| time.to_system_time().into();
+    NamedLsn {
+        name,
+        lsn: named.lsn.to_string(),
+        valid_until: named.valid_until.as_ref().map(time),
+        created_at: named.created_at.as_ref().map(time),
+    }
 }
 
 fn config_in(config: proto::v1::TenantConfig) -> Result<TenantConfig, Status> {
@@ -445,18 +472,46 @@ impl Pageserver for Control {
         let request = request.into_inner();
         let order = self.order(request.mutation.clone())?;
         let timeline = timeline_of(&request.timeline_id)?;
-        let paused = match request.state() {
-            TimelineState::Active => false,
-            TimelineState::Stopped => true,
-            TimelineState::Archived => return Err(Status::unimplemented("timelines cannot be archived yet")),
-            _ => return Err(invalid("state", "is neither active nor stopped nor archived")),
-        };
+        let wanted = request.state();
+        if !matches!(wanted, TimelineState::Active | TimelineState::Stopped | TimelineState::Archived) {
+            return Err(invalid("state", "is neither active nor stopped nor archived"));
+        }
         let tenant = self.writable(&order).await?;
-        let open = tenant.timeline(timeline).map_err(|error| of_not_found(&error))?;
         let followers = self.followers.clone();
-        to_its_end(async move { followers.set_paused(&open, paused).await.map_err(of_change) }).await?;
+        let warning = to_its_end(async move {
+            let id = tenant.shard().tenant;
+            if wanted == TimelineState::Archived {
+                return followers.archive(id, timeline).await.map_err(of_change);
+            }
+            let open = match tenant.timeline(timeline) {
+                Err(NotFound::Archived(_)) if wanted == TimelineState::Active => {
+                    followers.unarchive(id, timeline).await.map_err(of_change)?
+                }
+                open => open.map_err(|error| of_not_found(&error))?,
+            };
+            let is_paused = wanted == TimelineState::Stopped;
+            followers.set_paused(&open, is_paused).await.map(|()| None).map_err(of_change)
+        });
+        let warning = warning.await?.unwrap_or_default();
         self.board.look();
-        Ok(Response::new(SetTimelineStateResponse { state: request.state }))
+        Ok(Response::new(SetTimelineStateResponse { state: request.state, warning }))
+    }
+
+    async fn detach_ancestor(
+        &self,
+        request: Request<DetachAncestorRequest>,
+    ) -> Answer<DetachAncestorResponse> {
+        let request = request.into_inner();
+        let order = self.order(request.mutation)?;
+        let timeline = timeline_of(&request.timeline_id)?;
+        let tenant = self.writable(&order).await?.shard().tenant;
+        let tenants = self.tenants.clone();
+        let moved =
+            to_its_end(async move { tenants.detach_ancestor(tenant, timeline).await.map_err(of_change) });
+        let moved = moved.await?;
+        self.board.look();
+        let reparented_timeline_ids = moved.iter().map(ToString::to_string).collect();
+        Ok(Response::new(DetachAncestorResponse { reparented_timeline_ids }))
     }
 
     async fn delete_timeline(
@@ -481,6 +536,60 @@ impl Pageserver for Control {
         Ok(Response::new(DeleteTimelineResponse { warning }))
     }
 
+    async fn lease_lsn(&self, request: Request<LeaseLsnRequest>) -> Answer<LeaseLsnResponse> {
+        let request = request.into_inner();
+        let order = self.order(request.mutation)?;
+        let (timeline, lsn) = (timeline_of(&request.timeline_id)?, lsn_of(&request.lsn)?);
+        let length = length_of(request.length, LONGEST_LEASE)?.unwrap_or(self.lease_length);
+        // Also while it moves: whoever reads here needs it.
+        let tenant = self.attached(&order).await?;
+        if tenant.mode() == HoldMode::Stale {
+            return Err(of_change(ChangeError::Stale(order.shard)));
+        }
+        let open = tenant.timeline(timeline).map_err(|error| of_not_found(&error))?;
+        let until =
+            to_its_end(async move { open.lease_lsn(lsn, length, SystemTime::now()).await.map_err(of_lease) });
+        Ok(Response::new(LeaseLsnResponse { valid_until: Some(until.await?.into()) }))
+    }
+
+    async fn name_lsn(&self, request: Request<NameLsnRequest>) -> Answer<NameLsnResponse> {
+        let request = request.into_inner();
+        let order = self.order(request.mutation)?;
+        let (timeline, lsn) = (timeline_of(&request.timeline_id)?, lsn_of(&request.lsn)?);
+        let length = length_of(request.length, LONGEST_NAME)?;
+        let tenant = self.writable(&order).await?;
+        let open = tenant.timeline(timeline).map_err(|error| of_not_found(&error))?;
+        let named = to_its_end(async move {
+            let named = open.name_lsn(&request.name, lsn, length, SystemTime::now()).await;
+            named.map(|named| named_lsn(request.name, &named)).map_err(of_name)
+        });
+        Ok(Response::new(NameLsnResponse { named: Some(named.await?) }))
+    }
+
+    async fn list_named_lsns(&self, request: Request<ListNamedLsnsRequest>) -> Answer<ListNamedLsnsResponse> {
+        let request = request.into_inner();
+        let shard = shard_of(&request.tenant_shard_id)?;
+        let tenant = self.tenants.tenant(shard.tenant).map_err(|error| of_not_found(&error))?;
+        let open = tenant.timeline(timeline_of(&request.timeline_id)?);
+        let open = open.map_err(|error| of_not_found(&error))?;
+        let named = open.named_lsns(SystemTime::now()).await;
+        let named = named.into_iter().map(|(name, named)| named_lsn(name, &named)).collect();
+        Ok(Response::new(ListNamedLsnsResponse { named }))
+    }
+
+    async fn forget_named_lsn(
+        &self,
+        request: Request<ForgetNamedLsnRequest>,
+    ) -> Answer<ForgetNamedLsnResponse> {
+        let request = request.into_inner();
+        let order = self.order(request.mutation)?;
+        let timeline = timeline_of(&request.timeline_id)?;
+        let tenant = self.writable(&order).await?;
+        let open = tenant.timeline(timeline).map_err(|error| of_not_found(&error))?;
+        to_its_end(async move { open.forget_named_lsn(&request.name).await.map_err(of_name) }).await?;
+        Ok(Response::new(ForgetNamedLsnResponse {}))
+    }
+
     async fn get_lsns(&self, request: Request<GetLsnsRequest>) -> Answer<GetLsnsResponse> {
         let shard = shard_of(&request.into_inner().tenant_shard_id)?;
         let tenant = self.tenants.tenant(shard.tenant).map_err(|error| of_not_found(&error))?;
@@ -490,6 +599,12 @@ impl Pageserver for Control {
                 last_record_lsn: timeline.last_record_lsn().to_string(),
                 remote_consistent_lsn: timeline.disk_consistent_lsn().to_string(),
                 wal_flushed_lsn: timeline.flushed().borrow().to_string(),
+            }),
+            TimelineView::Archived(archived) => Some(TimelineLsns {
+                timeline_id: id.to_string(),
+                last_record_lsn: archived.disk_consistent_lsn.to_string(),
+                remote_consistent_lsn: archived.disk_consistent_lsn.to_string(),
+                wal_flushed_lsn: archived.disk_consistent_lsn.to_string(),
             }),
             _ => None,
         });

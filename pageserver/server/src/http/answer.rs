@@ -9,6 +9,7 @@ use engine::deletion::DeleteTenantError;
 use engine::tenant::{ChangeError, NotFound};
 use engine::tenant_size::SyntheticSizeError;
 use engine::timeline::lease::LeaseError;
+use engine::timeline::named::NameError;
 use serde_json::json;
 
 use crate::source::followers::FollowRequestError;
@@ -59,6 +60,7 @@ impl From<NotFound> for Refused {
                 Self::new(StatusCode::NOT_FOUND, format!("NotFound: tenant {tenant}"))
             }
             NotFound::Timeline(_) => Self::new(StatusCode::NOT_FOUND, format!("NotFound: {error}")),
+            NotFound::Archived(_) => Self::precondition(error),
             NotFound::Importing(_) | NotFound::Loading(_) => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
             }
@@ -102,10 +104,14 @@ impl From<ChangeError> for Refused {
             | ChangeError::Stale(_)
             | ChangeError::Multi(_)
             | ChangeError::Elsewhere(_)
+            | ChangeError::NoAncestor(_)
+            | ChangeError::Detaching(_)
             | ChangeError::DeleteTenant(DeleteTenantError::ForeignClaim { .. }) => Self::conflict(error),
             ChangeError::Claim(source @ TakeClaimError::Deleted(_)) => Self::conflict(source),
             ChangeError::StillRunning(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
-            ChangeError::HasChildren(..) => Self::precondition(error),
+            ChangeError::HasChildren(..)
+            | ChangeError::HasOpenChildren(..)
+            | ChangeError::ArchivedAncestor(..) => Self::precondition(error),
             ChangeError::Validate(ValidateError::Superseded { .. }) => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
             }
@@ -122,6 +128,21 @@ impl From<LeaseError> for Refused {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
             }
             // Also what is refused: clients know no other answer.
+            error => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error_story(&error)),
+        }
+    }
+}
+
+impl From<NameError> for Refused {
+    fn from(error: NameError) -> Self {
+        match error {
+            NameError::Malformed(_) => Self::bad_request(error.to_string()),
+            NameError::OutOfHistory(_) => Self::new(StatusCode::NOT_ACCEPTABLE, error.to_string()),
+            NameError::Taken { .. } => Self::conflict(error),
+            NameError::TooMany | NameError::NoPostgres => Self::precondition(error),
+            NameError::Validate(ValidateError::Superseded { .. }) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+            }
             error => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error_story(&error)),
         }
     }

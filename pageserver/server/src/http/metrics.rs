@@ -148,7 +148,7 @@ impl EngineMetrics {
     ) {
         self.timelines.iter().for_each(IntGaugeVec::reset);
         self.synthetic_sizes.reset();
-        let mut states = [("Active", 0), ("Loading", 0), ("Broken", 0), ("Stopping", 0)];
+        let mut states = [("Active", 0), ("Loading", 0), ("Broken", 0), ("Stopping", 0), ("Archived", 0)];
         let (mut active, mut sizes) = (Vec::new(), Vec::new());
         for tenant in tenants.attached() {
             if let Some(made) = tenant.size_memory().last() {
@@ -163,6 +163,7 @@ impl EngineMetrics {
                     TimelineState::Importing { .. } => states[1].1 += 1,
                     TimelineState::Broken { .. } => states[2].1 += 1,
                     TimelineState::Deleting { .. } => states[3].1 += 1,
+                    TimelineState::Archived(_) => states[4].1 += 1,
                 }
             }
         }

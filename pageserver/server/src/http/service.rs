@@ -26,9 +26,11 @@ use tokio_util::sync::CancellationToken;
 use super::answer::Refused;
 use super::metrics::EngineMetrics;
 use super::timelines::{
-    layer_map_json, parse_rfc3339, rfc3339, synthetic_size_json, tenant_json, timeline_json,
+    archived_json, layer_map_json, named_lsn_json, parse_rfc3339, rfc3339, synthetic_size_json, tenant_json,
+    timeline_json,
 };
 use crate::auth::{Access, Keys};
+use crate::histories::LONGEST_NAME;
 use crate::metrics::{self, ProcessMetrics};
 use crate::source::followers::Followers;
 use crate::source::stored;
@@ -49,7 +51,7 @@ pub struct Api {
     pub id: u64,
     /// What tokens are verified with; `None` where anybody may do everything.
     pub keys: Option<Keys>,
-    /// Whether an operator decides what is here; requests then change nothing but leases.
+    /// Whether an operator decides what is here; requests then change nothing but leases and names.
     pub is_operated: bool,
     /// The engine.
     pub tenants: Tenants,
@@ -105,9 +107,14 @@ fn routes(api: Arc<Api>) -> Router {
         .route("/v1/tenant/{tenant}/synthetic_size", get(synthetic_size_of))
         .route("/v1/tenant/{tenant}/timeline", get(list_timelines).post(create_timeline))
         .route(timeline, get(timeline_detail).delete(delete_timeline))
+        .route("/v1/tenant/{tenant}/timeline_and_offloaded", get(list_all_timelines))
+        .route(&format!("{timeline}/archival_config"), put(set_archival))
+        .route(&format!("{timeline}/detach_ancestor"), put(detach_ancestor))
         .route(&format!("{timeline}/primary"), put(follow_primary))
         .route(&format!("{timeline}/get_lsn_by_timestamp"), get(lsn_by_timestamp))
         .route(&format!("{timeline}/lsn_lease"), post(lease_lsn))
+        .route(&format!("{timeline}/named_lsn"), get(list_named_lsns))
+        .route(&format!("{timeline}/named_lsn/{{name}}"), put(name_lsn).delete(forget_named_lsn))
         .route(&format!("{timeline}/layer"), get(layer_map))
         .route(&format!("{timeline}/checkpoint"), put(checkpoint))
         .fallback(async || Refused::new(StatusCode::NOT_FOUND, "page not found"))
@@ -271,11 +278,28 @@ async fn list_timelines(
     Parameters(wanted): Parameters<SizeWanted>,
 ) -> Answer {
     let tenant = tenant_of(&api, shard)?;
+    ok(unarchived(&api, &tenant, wanted).await?)
+}
+
+/// The timelines that are not archived.
+async fn unarchived(api: &Api, tenant: &Tenant, wanted: SizeWanted) -> Result<Value, Refused> {
     let mut timelines = Vec::new();
     for state in tenant.list() {
-        timelines.push(sized_json(&api, &tenant, &state, wanted).await?);
+        if !matches!(state, TimelineState::Archived(_)) {
+            timelines.push(sized_json(api, tenant, &state, wanted).await?);
+        }
     }
-    ok(timelines.into())
+    Ok(timelines.into())
+}
+
+async fn list_all_timelines(
+    State(api): Shared,
+    Ids(shard): Ids<TenantShardId>,
+    Parameters(wanted): Parameters<SizeWanted>,
+) -> Answer {
+    let tenant = tenant_of(&api, shard)?;
+    let offloaded: Value = tenant.archived().iter().map(|archived| archived_json(shard, archived)).collect();
+    ok(json!({ "timelines": unarchived(&api, &tenant, wanted).await?, "offloaded": offloaded }))
 }
 
 #[derive(Deserialize)]
@@ -434,7 +458,8 @@ fn tenant_asked(request: &Request) -> Option<TenantId> {
 async fn refuse_changes(State(api): Shared, request: Request, next: Next) -> Response {
     let is_change = !matches!(*request.method(), Method::GET | Method::HEAD);
     let path = request.uri().path();
-    let is_harmless = path.ends_with("/lsn_lease") || path.ends_with("/checkpoint");
+    let is_harmless =
+        path.ends_with("/lsn_lease") || path.contains("/named_lsn/") || path.ends_with("/checkpoint");
     if api.is_operated && is_change && !is_harmless {
         let msg =
             "Forbidden: this server is managed by an operator; change its Tenant and Timeline resources";
@@ -486,6 +511,68 @@ async fn to_its_end<T: Send + 'static>(
         Ok(done) => Ok(done?),
         Err(_panic) => Err(Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "the log has the reason")),
     }
+}
+
+#[derive(Deserialize)]
+struct ArchivalConfig {
+    state: Archival,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+enum Archival {
+    Archived,
+    Unarchived,
+}
+
+async fn set_archival(
+    State(api): Shared,
+    Ids((shard, timeline)): TimelinePath,
+    Body(request): Body<ArchivalConfig>,
+) -> Answer {
+    tenant_of(&api, shard)?;
+    let remains = to_its_end(async move {
+        match request.state {
+            Archival::Archived => api.followers.archive(shard.tenant, timeline).await,
+            Archival::Unarchived => api.followers.unarchive(shard.tenant, timeline).await.map(|_| None),
+        }
+    })
+    .await?;
+    ok(remains.map_or(Value::Null, |remains| json!({ "warning": remains })))
+}
+
+#[derive(Deserialize)]
+struct DetachAncestor {
+    detach_behavior: Option<DetachBehavior>,
+    /// Accepted and not looked at: how much is done at once is our own matter.
+    #[serde(rename = "rewrite_concurrency")]
+    _rewrite_concurrency: Option<u32>,
+    #[serde(rename = "copy_concurrency")]
+    _copy_concurrency: Option<u32>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum DetachBehavior {
+    /// From however many ancestors.
+    #[serde(alias = "v1")]
+    NoAncestorAndReparent,
+    #[serde(alias = "v2")]
+    MultiLevelAndNoReparent,
+}
+
+async fn detach_ancestor(
+    State(api): Shared,
+    Ids((shard, timeline)): TimelinePath,
+    Parameters(how): Parameters<DetachAncestor>,
+) -> Answer {
+    tenant_of(&api, shard)?;
+    if matches!(how.detach_behavior, Some(DetachBehavior::MultiLevelAndNoReparent)) {
+        return Err(Refused::bad_request(
+            "branches that begin below are moved over, always: leave detach_behavior out",
+        ));
+    }
+    let moved = to_its_end(async move { api.tenants.detach_ancestor(shard.tenant, timeline).await }).await?;
+    ok(json!({ "reparented_timelines": moved }))
 }
 
 async fn follow_primary(
@@ -544,6 +631,44 @@ async fn lease_lsn(
     let open = tenant_of(&api, shard)?.timeline(timeline)?;
     let until = open.lease_lsn(request.lsn, api.lease_length, SystemTime::now()).await?;
     ok(json!({ "valid_until": rfc3339(until) }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NameLsn {
+    lsn: Lsn,
+    /// How long, such as `30days`; for good without.
+    valid_for: Option<String>,
+}
+
+type NamePath = Ids<(TenantShardId, TimelineId, String)>;
+
+async fn name_lsn(
+    State(api): Shared,
+    Ids((shard, timeline, name)): NamePath,
+    Body(request): Body<NameLsn>,
+) -> Answer {
+    let length = request.valid_for.as_deref().map(name_length).transpose()?;
+    let open = tenant_of(&api, shard)?.timeline(timeline)?;
+    let named = open.name_lsn(&name, request.lsn, length, SystemTime::now()).await?;
+    ok(named_lsn_json(&name, &named))
+}
+
+fn name_length(text: &str) -> Result<Duration, Refused> {
+    let length = humantime::parse_duration(text).ok().filter(|length| *length <= LONGEST_NAME);
+    length.ok_or_else(|| Refused::bad_request(format!("{text:?} is not a duration of at most 100 years")))
+}
+
+async fn list_named_lsns(State(api): Shared, Ids((shard, timeline)): TimelinePath) -> Answer {
+    let open = tenant_of(&api, shard)?.timeline(timeline)?;
+    let named = open.named_lsns(SystemTime::now()).await;
+    ok(named.iter().map(|(name, named)| named_lsn_json(name, named)).collect())
+}
+
+async fn forget_named_lsn(State(api): Shared, Ids((shard, timeline, name)): NamePath) -> Answer {
+    let open = tenant_of(&api, shard)?.timeline(timeline)?;
+    open.forget_named_lsn(&name).await?;
+    ok(Value::Null)
 }
 
 async fn layer_map(State(api): Shared, Ids((shard, timeline)): TimelinePath) -> Answer {

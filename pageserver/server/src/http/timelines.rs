@@ -2,8 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use codec::index_part::IndexPart;
-use engine::tenant::{Tenant, TenantInfo, TimelineState};
+use codec::index_part::{IndexPart, NamedLsn, UtcTime};
+use engine::tenant::{ArchivedTimeline, Tenant, TenantInfo, TimelineState};
 use engine::tenant_size::SizeInputs;
 use engine::tenant_size::segments::{Cost, Method, SegmentCost};
 use engine::tenant_size::tree::TreeSegment;
@@ -37,6 +37,13 @@ pub fn timeline_json(tenant: &Tenant, state: &TimelineState, followers: &Followe
     };
     match state {
         TimelineState::Active(info) => active_json(tenant.shard(), info, followers),
+        TimelineState::Archived(archived) => {
+            let mut known = archived_json(tenant.shard(), archived);
+            known["state"] = json!("Archived");
+            known["is_archived"] = json!(true);
+            known["walreceiver_status"] = json!(followers.status(archived.timeline));
+            known
+        }
         TimelineState::Importing { timeline, .. } => absent(*timeline, json!("Loading")),
         TimelineState::Deleting { timeline } => absent(*timeline, json!("Stopping")),
         TimelineState::Broken { timeline, reason, .. } => {
@@ -48,7 +55,7 @@ pub fn timeline_json(tenant: &Tenant, state: &TimelineState, followers: &Followe
 fn active_json(tenant: TenantShardId, info: &TimelineInfo, followers: &Followers) -> Value {
     let facts = &info.facts;
     let id = facts.timeline;
-    let (ancestor, ancestor_lsn) = facts.ancestor.unzip();
+    let (ancestor, ancestor_lsn) = info.ancestor.unzip();
     json!({
         "tenant_id": tenant,
         "timeline_id": id,
@@ -149,6 +156,27 @@ pub fn synthetic_size_json(tenant: TenantShardId, inputs: &SizeInputs, sum: Opti
     })
 }
 
+/// A timeline that is in the bucket only.
+pub fn archived_json(tenant: TenantShardId, archived: &ArchivedTimeline) -> Value {
+    let (ancestor, ancestor_lsn) = archived.ancestor.unzip();
+    json!({
+        "tenant_id": tenant,
+        "timeline_id": archived.timeline,
+        "ancestor_timeline_id": ancestor,
+        "ancestor_retain_lsn": ancestor_lsn,
+        "archived_at": archived.archived_at,
+        // Ours: what is known of it all the same.
+        "ancestor_lsn": ancestor_lsn,
+        "archived_because": archived.reason,
+        "pg_version": archived.pg,
+        "initdb_lsn": archived.initdb_lsn,
+        "last_record_lsn": archived.disk_consistent_lsn,
+        "disk_consistent_lsn": archived.disk_consistent_lsn,
+        "current_physical_size": archived.bytes,
+        "layers": archived.layers,
+    })
+}
+
 /// The layer map: what is in the tail, and every layer that the index names.
 pub fn layer_map_json(info: &TimelineInfo, part: &IndexPart) -> Value {
     let access = json!({"access_time": 0, "residence_time": 0, "visible": true});
@@ -180,6 +208,17 @@ pub fn layer_map_json(info: &TimelineInfo, part: &IndexPart) -> Value {
     let open: &[Value] = &[json!({"kind": "Open", "lsn_start": info.disk_consistent_lsn})];
     let in_memory = if info.tail_bytes > 0 { open } else { &[] };
     json!({"in_memory_layers": in_memory, "historic_layers": layers})
+}
+
+/// An LSN that has a name.
+pub fn named_lsn_json(name: &str, named: &NamedLsn) -> Value {
+    let time = |time: &Option<UtcTime>| time.as_ref().map(|time| rfc3339(time.to_system_time()));
+    json!({
+        "name": name,
+        "lsn": named.lsn,
+        "valid_until": time(&named.valid_until),
+        "created_at": time(&named.created_at),
+    })
 }
 
 /// An instant in RFC 3339, UTC, milliseconds.

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use engine::as_of::ReadError;
-use engine::timeline::lease::LeaseError;
+use engine::timeline::lease::{LeaseError, OutOfHistory};
 use model::{BLOCK_SIZE, Fork, Key, Lsn, RelTag, SlruKind, TenantId, TenantShardId, TimelineId};
 use prometheus::Registry;
 use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -122,7 +122,7 @@ impl History for MadeUp {
 
     async fn lease(&self, lsn: Lsn, length: Duration) -> Result<Option<SystemTime>, LeaseError> {
         if lsn > LAST {
-            return Err(LeaseError::Future { asked: lsn, last: LAST });
+            return Err(LeaseError::OutOfHistory(OutOfHistory::Future { asked: lsn, last: LAST }));
         }
         Ok((lsn >= FIRST).then(|| SystemTime::UNIX_EPOCH + length))
     }

@@ -97,6 +97,11 @@ enum ReceiverFailure {
     Continue(#[from] ChangeError),
 }
 
+/// The slot of an archived timeline is not dropped yet.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct SlotRemains(String);
+
 /// How long a deletion waits for the source to drop our slot.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -151,30 +156,105 @@ impl Followers {
     /// slots streams without them, and imports nothing.
     pub async fn resume_tenant(&self, tenant: &Tenant) {
         let is_single = tenant.mode() == Mode::Single;
-        let mut archived = Vec::new();
+        let mut retired = Vec::new();
         for followed in tenant.followed().await {
-            let source = match followed.source.conninfo.parse::<ConnInfo>() {
-                Ok(source) => source.or_secrets(&self.inner.secrets),
-                Err(error) => {
-                    tracing::error!(timeline = %followed.id, "cannot follow its source: {error}");
-                    continue;
-                }
-            };
+            let Some(source) = self.conninfo_of(followed.id, &followed.source) else { continue };
             if followed.source.paused {
                 self.paused().insert(followed.id);
                 continue;
             }
             match followed.timeline {
-                Some(timeline) if timeline.archived().await.is_some() => archived.push((timeline, source)),
+                Some(timeline) if timeline.succession().await.is_some() => retired.push((timeline, source)),
                 Some(timeline) => self.follow_as(&timeline, source, is_single),
                 None if !is_single => {}
                 None => self.import(tenant.shard().tenant, followed.id, source, None),
             }
         }
         // Now it is known which successors exist and are followed.
-        for (timeline, source) in archived.into_iter().filter(|_| is_single) {
+        for (timeline, source) in retired.into_iter().filter(|_| is_single) {
             self.continue_in_a_task(timeline, source);
         }
+        for archived in tenant.archived().iter().filter(|_| is_single) {
+            if let Some(source) =
+                archived.left.as_ref().and_then(|left| self.conninfo_of(archived.timeline, left))
+            {
+                self.leave_in_a_task(tenant.shard().tenant, archived.timeline, source);
+            }
+        }
+    }
+
+    fn conninfo_of(&self, timeline: TimelineId, source: &Source) -> Option<ConnInfo> {
+        match source.conninfo.parse::<ConnInfo>() {
+            Ok(source) => Some(source.or_secrets(&self.inner.secrets)),
+            Err(error) => {
+                tracing::error!(%timeline, "its source cannot be used: {error}");
+                None
+            }
+        }
+    }
+
+    /// Archives a timeline, and leaves its source. Answers what remains there.
+    pub async fn archive(
+        &self,
+        tenant: TenantId,
+        timeline: TimelineId,
+    ) -> Result<Option<String>, ChangeError> {
+        let leave = async |source: Source| {
+            self.paused().remove(&timeline);
+            // Also where nobody followed it just now, so that no slot keeps WAL for ever.
+            let followed = self.end(timeline).await;
+            match followed.or_else(|| self.conninfo_of(timeline, &source)) {
+                Some(source) => drop_our_slot(timeline, source).await,
+                None => Some(format!("its source {} is no connection string", source.conninfo)),
+            }
+        };
+        self.inner.tenants.archive_timeline(tenant, timeline, leave).await
+    }
+
+    /// Opens an archived timeline, and follows its source again if it had one.
+    pub async fn unarchive(&self, tenant: TenantId, timeline: TimelineId) -> Result<Timeline, ChangeError> {
+        let open = self.inner.tenants.unarchive_timeline(tenant, timeline).await?;
+        // What looked for its slot.
+        if self.stage(timeline) == Some(Stage::Stopped) {
+            self.end(timeline).await;
+        }
+        if let Some((stored, _)) = open.index().source().await
+            && self.get(timeline).is_none()
+            && let Some(source) = self.conninfo_of(timeline, &stored)
+        {
+            if stored.paused {
+                self.paused().insert(timeline);
+            } else if open.succession().await.is_some() {
+                self.continue_in_a_task(open.clone(), source);
+            } else {
+                self.follow(&open, source);
+            }
+        }
+        Ok(open)
+    }
+
+    /// Drops the slot of an archived timeline whose archiving broke off before that.
+    fn leave_in_a_task(&self, tenant: TenantId, id: TimelineId, source: ConnInfo) {
+        let state = Arc::new(SourceCourse::default());
+        state.set(Stage::Stopped, "archived: its slot on the source is to be dropped");
+        let (this, from) = (self.clone(), source.clone());
+        let task = self.inner.supervisor.start(format!("slot of {id}"), OnFailure::Restart, move |stop| {
+            let (this, source) = (this.clone(), from.clone());
+            async move {
+                let leave = async |_: Source| drop_our_slot(id, source).await;
+                // Whoever unarchives or deletes the timeline waits for this task, and may hold what it waits for.
+                let left = tokio::select! {
+                    left = this.inner.tenants.finish_archiving(tenant, id, leave) => left,
+                    () = stop.cancelled() => return Ok(()),
+                };
+                match left {
+                    Ok(None) => Ok(()),
+                    Ok(Some(remains)) => Err(SlotRemains(remains)),
+                    Err(error) => Err(SlotRemains(error_story(&error))),
+                }
+            }
+        });
+        self.put(id, Follower { tenant, source: Some(source), state, task });
     }
 
     fn continue_in_a_task(&self, timeline: Timeline, source: ConnInfo) {
@@ -220,7 +300,7 @@ impl Followers {
             follower.task.end().await;
             source = source.or(follower.source);
         }
-        for task in ["import", "receiver", "successor of"] {
+        for task in ["import", "receiver", "successor of", "slot of"] {
             self.inner.supervisor.forget(&format!("{task} {timeline}"));
         }
         source
@@ -239,7 +319,7 @@ impl Followers {
         let reason = format!(
             "the source went on as Postgres timeline {tli} from {at}, before {received}, the end of what was received"
         );
-        let archived = timeline.archive(&reason, TimelineId(rand::random()), at).await?;
+        let archived = timeline.retire(&reason, TimelineId(rand::random()), at).await?;
         tracing::warn!(timeline = %timeline.id(), successor = ?archived.successor, "archived: {}", archived.reason);
         Ok(self.continue_archived(timeline, source, state).await?)
     }
@@ -251,7 +331,7 @@ impl Followers {
         source: ConnInfo,
         state: &SourceCourse,
     ) -> Result<(), ChangeError> {
-        let Some(archived) = timeline.archived().await else { return Ok(()) };
+        let Some(archived) = timeline.succession().await else { return Ok(()) };
         let stage = Stage::Archived { successor: archived.successor };
         state.set(stage.clone(), format!("archived: {}", archived.reason));
         let (Some(successor), Some(at)) = (archived.successor, archived.at) else { return Ok(()) };
@@ -267,7 +347,7 @@ impl Followers {
         if next.index().source().await.is_none() {
             self.store_source(&next, &onwards).await?;
         }
-        if next.archived().await.is_none() && self.get(successor).is_none() {
+        if next.succession().await.is_none() && self.get(successor).is_none() {
             self.follow(&next, onwards);
         }
         let source = source.shown_as(timeline.id());
@@ -343,7 +423,7 @@ impl Followers {
     /// Makes an existing timeline follow a source, such as a cluster that was restored from it.
     pub async fn attach(&self, timeline: &Timeline, dsn: &str) -> Result<(), FollowRequestError> {
         let source = dsn.parse::<ConnInfo>()?.or_secrets(&self.inner.secrets);
-        if let Some(archived) = timeline.archived().await {
+        if let Some(archived) = timeline.succession().await {
             return Err(FollowRequestError::Archived(archived.reason));
         }
         let (identity, _) = import::survey(&source).await?;
@@ -373,18 +453,7 @@ impl Followers {
     /// remains there, if that failed.
     pub async fn leave(&self, timeline: TimelineId) -> Option<String> {
         self.paused().remove(&timeline);
-        let source = self.end(timeline).await?.shown_as(timeline);
-        let slot = source.slot_of(timeline);
-        let why = match tokio::time::timeout(RELEASE_PATIENCE, release_slot(&source, &slot)).await {
-            Ok(Ok(())) => return None,
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no answer in {RELEASE_PATIENCE:?}"),
-        };
-        let remains = format!(
-            "the slot {slot} remains on the source {source} and keeps WAL there until it is dropped: {why}"
-        );
-        tracing::warn!(%timeline, "{remains}");
-        Some(remains)
+        drop_our_slot(timeline, self.end(timeline).await?).await
     }
 
     /// How a connection string is kept in the index: without secrets, in one form.
@@ -557,6 +626,22 @@ impl Followers {
         self.follow(&timeline, source);
         Ok(())
     }
+}
+
+/// Drops the slot of a timeline on its source. Answers what remains there, if that failed.
+async fn drop_our_slot(timeline: TimelineId, source: ConnInfo) -> Option<String> {
+    let source = source.shown_as(timeline);
+    let slot = source.slot_of(timeline);
+    let why = match tokio::time::timeout(RELEASE_PATIENCE, release_slot(&source, &slot)).await {
+        Ok(Ok(())) => return None,
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("no answer in {RELEASE_PATIENCE:?}"),
+    };
+    let remains = format!(
+        "the slot {slot} remains on the source {source} and keeps WAL there until it is dropped: {why}"
+    );
+    tracing::warn!(%timeline, "{remains}");
+    Some(remains)
 }
 
 /// An import that is begun durably.

@@ -152,7 +152,7 @@ pub async fn course_of(
     let last = timeline.settled().await?;
     let part = timeline.index().part().await;
     let index = part.palimpsest.as_ref().ok_or(SwitchError::NoPostgres)?;
-    let branched_at = timeline.facts().ancestor.map(|(_, lsn)| lsn);
+    let branched_at = timeline.facts().branched_at;
     let ours = Ours { index, last, received: timeline.received().max(last), branched_at };
     Ok(lineage::course(ours, Theirs { history, flushed: identity.flushed })?)
 }
