@@ -118,6 +118,11 @@ impl Tenant {
         Ok(())
     }
 
+    /// Whether anything of a timeline may be collected: nothing of the tenant says no, and what others read of it is known.
+    pub(crate) async fn may_collect(&self, timeline: &Timeline) -> bool {
+        self.check_unblocked().await.is_ok() && self.kept_points(timeline.id()).is_ok()
+    }
+
     /// Nothing is collected while an index of the tenant says so.
     async fn check_unblocked(&self) -> Result<(), ChangeError> {
         for (id, view) in self.views() {

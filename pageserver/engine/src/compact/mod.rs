@@ -12,4 +12,4 @@ mod stream;
 mod write;
 
 pub use choose::{Choice, CompactionPolicy, View, choose, depth};
-pub use run::{CompactError, Done, FailedJob, compact_once, view};
+pub use run::{Collect, CompactError, Done, FailedJob, compact_once, view};

@@ -81,6 +81,15 @@ pub struct Done {
     pub added_bytes: u64,
 }
 
+/// Whether a job may give up what nobody can read any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Collect {
+    /// What is below the cutoff and read as of no point.
+    Garbage,
+    /// Nothing, as it is not known what others read.
+    Nothing,
+}
+
 /// What there is of a timeline's layers, for the policy.
 pub async fn view(timeline: &Timeline) -> View {
     let part = timeline.index().part().await;
@@ -101,13 +110,18 @@ pub async fn view(timeline: &Timeline) -> View {
     }
 }
 
-/// Does the next job, if there is one worth doing. `avoid` are keys in which one failed lately. There must be one caller at a time for a timeline.
+/// Does the next job, if there is one worth doing, by what can be read now. `avoid` are keys in which one failed lately. There must be one caller at a time for a timeline.
 pub async fn compact_once(
     timeline: &Timeline,
     policy: &CompactionPolicy,
     avoid: &[KeyRange],
+    collect: Collect,
 ) -> Result<Option<Done>, FailedJob> {
-    let choice = choose(&view(timeline).await, policy, avoid);
+    let mut view = view(timeline).await;
+    if collect == Collect::Nothing {
+        view.retention = Retention::default();
+    }
+    let choice = choose(&view, policy, avoid);
     let keys = match &choice {
         Choice::Rest => return Ok(None),
         Choice::Drop(_) => Key::ALL,
@@ -124,10 +138,10 @@ pub async fn compact_once(
 async fn carry_out(
     timeline: &Timeline,
     policy: &CompactionPolicy,
+    retention: &Retention,
     choice: Choice,
 ) -> Result<Done, CompactError> {
     let snapshot = timeline.view().load_full();
-    let retention = &snapshot.retention;
     let (kind, rewrite, remove) = match choice {
         Choice::Rest => return Ok(Done::default()),
         Choice::Drop(names) => {

@@ -233,7 +233,7 @@ impl Tenants {
         found.index.unarchive();
         let index = Arc::new(IndexKeeper::new(tenant.claim().clone(), timeline, found));
         tenant.note_wishes(timeline, Some(index.wishes().await));
-        let points = tenant.kept_points(timeline)?;
+        let points = tenant.known_points(timeline);
         let (opened, tasks) = open(&self.surroundings(&tenant), index, parent.as_ref(), points).await?;
         self.watch_tasks(&tenant, &opened, tasks);
         tenant.set(timeline, Slot::Open(opened.clone()));

@@ -86,7 +86,7 @@ impl Tenants {
         let index = Arc::new(index);
         tenant.claim().validate().await?;
         tenant.note_wishes(new, Some(index.wishes().await));
-        let points = tenant.kept_points(new)?;
+        let points = tenant.known_points(new);
         let (opened, tasks) = open(&self.surroundings(&tenant), index, Some(&parent), points).await?;
         self.watch_tasks(&tenant, &opened, tasks);
         tenant.set(new, Slot::Open(opened.clone()));

@@ -108,9 +108,7 @@ impl Tenants {
             cutoff = cutoff.max(theirs.min(*bound));
             ancestors.push(Shared { bound: *bound, layers });
         }
-        let layers =
-            inherit::inherit(chain.branch.layer_store(), &ancestors, chain.ancestors[0].1)
-                .await?;
+        let layers = inherit::inherit(chain.branch.layer_store(), &ancestors, chain.ancestors[0].1).await?;
         Ok(Copied { layers, cutoff })
     }
 
@@ -126,11 +124,12 @@ impl Tenants {
         if open.ancestor().is_some() {
             let part = open.index().part().await;
             let layers = part.layer_metadata.iter().filter(|(name, _)| name.lsns().end <= at.add(1));
-            let layers = layers.map(|(name, metadata)| opened(open.layer_store(), tenant, name, metadata)).collect();
+            let layers =
+                layers.map(|(name, metadata)| opened(open.layer_store(), tenant, name, metadata)).collect();
             // What was kept of the ancestors is kept here: by the index, and what of them was read.
             tenant.note_wishes(open.id(), Some(open.index().wishes().await));
             let cutoff = open.retention().cutoff.max(part.metadata().latest_gc_cutoff_lsn);
-            let points = tenant.kept_points(open.id())?.into_iter();
+            let points = tenant.known_points(open.id()).into_iter();
             let retention = Retention::new(cutoff, points.filter(|point| open.check_kept(*point).is_ok()));
             open.rebase(Rebase { ancestor: None, layers, retention: Arc::new(retention) }).await?;
         }

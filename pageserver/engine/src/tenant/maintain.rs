@@ -17,7 +17,7 @@ use tracing::{debug, info, warn};
 use super::{Mode, Phase, Tenant, Tenants, TimelineView};
 use crate::claim::ValidateError;
 use crate::collect::KeepHistory;
-use crate::compact::{CompactError, CompactionPolicy, Done, compact_once};
+use crate::compact::{Collect, CompactError, CompactionPolicy, Done, compact_once};
 use crate::error_story::error_story;
 use crate::sweep::sweep;
 use crate::timeline::Timeline;
@@ -144,8 +144,9 @@ impl Tenants {
         now: SystemTime,
     ) -> Result<Vec<Done>, super::ChangeError> {
         tenant.move_cutoff(timeline, tenant.keep(settings.keep), now).await?;
+        let collect = collect_of(tenant, timeline).await;
         let mut done = Vec::new();
-        while let Some(job) = compact_once(timeline, &settings.compaction, &[])
+        while let Some(job) = compact_once(timeline, &settings.compaction, &[], collect)
             .await
             .map_err(|error| super::ChangeError::Compact(Box::new(error)))?
         {
@@ -197,13 +198,14 @@ impl Tenants {
                 }
             }
         }
+        let collect = collect_of(tenant, timeline).await;
         for _ in 0..JOBS_IN_A_ROW {
             care.failing.retain(|failing| failing.until + failing.rest * 2 > Instant::now());
             let resting = |failing: &&Failing| failing.until > Instant::now();
             let avoid: Vec<KeyRange> =
                 care.failing.iter().filter(resting).map(|failing| failing.keys.clone()).collect();
             let layers = timeline.layers_seen();
-            match compact_once(timeline, &settings.compaction, &avoid).await {
+            match compact_once(timeline, &settings.compaction, &avoid, collect).await {
                 Ok(Some(done)) => self.count(&done),
                 Ok(None) => {
                     // Keys that rest are looked at again later.
@@ -270,6 +272,10 @@ impl Tenants {
         self.inner.maintenance.orphans.fetch_add(swept.orphans.len() as u64, Relaxed);
         Ok(swept.orphans.len())
     }
+}
+
+async fn collect_of(tenant: &Tenant, timeline: &Timeline) -> Collect {
+    if tenant.may_collect(timeline).await { Collect::Garbage } else { Collect::Nothing }
 }
 
 fn is_superseded(error: &CompactError) -> bool {

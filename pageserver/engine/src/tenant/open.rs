@@ -85,7 +85,7 @@ impl Tenants {
                 .transpose()
                 .map_err(|error| error.to_string())?;
             let surroundings = self.surroundings(tenant);
-            let points = tenant.kept_points(timeline).map_err(|error| error.to_string())?;
+            let points = tenant.known_points(timeline);
             match open(&surroundings, index, parent.as_ref(), points).await {
                 Ok(opened) => Ok(opened),
                 // What seems to be missing may be what a newer owner deleted.

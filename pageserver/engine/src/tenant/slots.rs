@@ -55,6 +55,11 @@ pub struct Tenant {
     size: SizeMemory,
 }
 
+fn points_of(of: TimelineId, wishes: &BTreeMap<TimelineId, Option<Wishes>>) -> BTreeSet<Lsn> {
+    let known = wishes.iter().filter_map(|(id, wishes)| Some((*id, wishes.clone()?)));
+    retention::points(of, &known.collect())
+}
+
 /// What has to be kept is not known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the index of timeline {0} cannot be read: what it reads of its ancestors is not known")]
@@ -244,11 +249,15 @@ impl Tenant {
     /// Which LSNs of a timeline must be kept below its cutoff, by what its indexes said when they were last looked at.
     pub(crate) fn kept_points(&self, of: TimelineId) -> Result<BTreeSet<Lsn>, UnknownWishes> {
         let wishes = self.wishes.lock().expect("no holder panics");
-        let known = |(id, wishes): (&TimelineId, &Option<Wishes>)| {
-            wishes.clone().map(|wishes| (*id, wishes)).ok_or(UnknownWishes(*id))
-        };
-        let wishes: BTreeMap<TimelineId, Wishes> = wishes.iter().map(known).collect::<Result<_, _>>()?;
-        Ok(retention::points(of, &wishes))
+        match wishes.iter().find(|(_, wishes)| wishes.is_none()) {
+            Some((unknown, _)) => Err(UnknownWishes(*unknown)),
+            None => Ok(points_of(of, &wishes)),
+        }
+    }
+
+    /// The same as far as it is known: what can be read of a timeline while nothing may be collected.
+    pub(crate) fn known_points(&self, of: TimelineId) -> BTreeSet<Lsn> {
+        points_of(of, &self.wishes.lock().expect("no holder panics"))
     }
 
     /// Looks again at what the open timelines ask to be kept.
