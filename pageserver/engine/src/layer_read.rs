@@ -171,7 +171,7 @@ impl Layer {
             let mut scan = DeltaScan::range(layout, (Key::MIN, Lsn(0))..(Key::MAX, Lsn::MAX));
             let (mut found, mut places) = (Vec::new(), Vec::new());
             while let Some(wanted) = scan.wants() {
-                scan.feed(as_block(&self.block(layout, wanted).await?), &mut found)?;
+                scan.feed(as_block(&self.block(layout, wanted, ReadFor::Scan).await?), &mut found)?;
                 places.extend(found.drain(..).filter(|entry: &DeltaEntry| entry.lsn <= lsn));
             }
             Ok(places)
@@ -186,7 +186,7 @@ impl Layer {
             let mut scan = ImageScan::range(layout, keys);
             let mut found = Vec::new();
             while let Some(wanted) = scan.wants() {
-                scan.feed(as_block(&self.block(layout, wanted).await?), &mut found)?;
+                scan.feed(as_block(&self.block(layout, wanted, ReadFor::Scan).await?), &mut found)?;
             }
             Ok(found.into_iter().map(|entry| (entry.key, entry.at)).collect())
         };
@@ -195,7 +195,7 @@ impl Layer {
 
     /// The value at such a place.
     pub(crate) async fn value_at(&self, at: u64) -> Result<Bytes, ReadError> {
-        let value = async { self.value(self.layout().await?, at).await };
+        let value = async { self.value(self.layout().await?, at, ReadFor::Scan).await };
         value.await.map_err(|error| self.story(error))
     }
 
