@@ -120,7 +120,7 @@ pub fn segments(timelines: &[TimelineInput]) -> Result<Vec<TreeSegment>, TreeErr
         });
         let (begin, points) = (begin_of(timeline), points.remove(&id).unwrap_or_default());
         // A branch begins where its ancestor has a point.
-        let is_readable = begin >= timeline.cutoff || points.contains_key(&begin);
+        let is_readable = begin >= timeline.cutoff.min(timeline.last_record) || points.contains_key(&begin);
         let mut at = add(parent, begin, false, PointKind::BranchStart, parent.is_none() && is_readable);
         let mut end = timeline.last_record;
         places.insert((id, begin), at);
