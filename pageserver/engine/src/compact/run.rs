@@ -128,7 +128,7 @@ pub async fn compact_once(
         Choice::Merge { keys, .. } | Choice::Image { keys, .. } | Choice::Trim { keys, .. } => keys.clone(),
     };
     // It comes by everything once.
-    let done = as_scan(Box::pin(carry_out(timeline, policy, choice)))
+    let done = as_scan(Box::pin(carry_out(timeline, policy, &view.retention, choice)))
         .await
         .map_err(|source| FailedJob { keys, source })?;
     info!(timeline = %timeline.id(), kind = done.kind, removed = done.removed, removed_bytes = done.removed_bytes, added = done.added, added_bytes = done.added_bytes, "compacted");

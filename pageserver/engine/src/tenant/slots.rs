@@ -502,11 +502,12 @@ impl Tenant {
         followed
     }
 
-    /// Bytes of the layers of all its open timelines in the bucket.
+    /// Bytes of the layers of all its timelines in the bucket, but of those that could not be opened.
     pub fn remote_physical_size(&self) -> u64 {
         let timelines = self.timelines.read().expect("no holder panics");
         let open = timelines.values().filter_map(|slot| match slot {
             Slot::Open(open) => Some(open.index().layer_bytes()),
+            Slot::Archived(archived) => Some(archived.bytes),
             _ => None,
         });
         open.sum()

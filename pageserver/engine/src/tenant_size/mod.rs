@@ -8,7 +8,7 @@
 pub mod segments;
 pub mod tree;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -18,7 +18,7 @@ use model::{Lsn, TenantShardId, TimelineId};
 use tokio::sync::Mutex;
 
 use crate::as_of::ReadError;
-use crate::tenant::{Tenant, TimelineView};
+use crate::tenant::{ArchivedTimeline, Tenant, TimelineView};
 use crate::timeline::Timeline;
 use segments::{Cost, CostError, Segment, least_cost};
 use tree::{TimelineInput, TreeError, TreeSegment};
@@ -121,6 +121,8 @@ async fn inputs(
                 timelines.push(input(&timeline, &*timeline.index().part().await, retention, now));
                 open.insert(id, timeline);
             }
+            // It is here for the sake of its archived branches only.
+            TimelineView::Archived(archived) => timelines.push(resting(&archived)),
             // Nothing of it can be read yet, or any more.
             TimelineView::Importing | TimelineView::Deleting => {}
             TimelineView::Broken(reason) => return Err(SyntheticSizeError::Broken { timeline: id, reason }),
@@ -130,9 +132,11 @@ async fn inputs(
     let mut still_known = HashMap::new();
     for segment in segments.iter_mut().filter(|segment| segment.wants_size) {
         let (timeline, lsn) = (segment.timeline, segment.segment.lsn);
+        // Of what is only in the bucket nothing is needed, as a branch that is not archived keeps its ancestors from being so.
+        let Some(open) = open.get(&timeline) else { continue };
         let size = match known.get(&(timeline, lsn)) {
             Some(size) => *size,
-            None => open[&timeline]
+            None => open
                 .logical_size_at(lsn)
                 .await
                 .map_err(|source| SyntheticSizeError::Read { timeline, lsn, source })?
@@ -152,13 +156,17 @@ fn input(timeline: &Timeline, part: &IndexPart, retention: Option<u64>, now: Sys
     let ours = part.palimpsest.as_ref();
     let leases = ours.into_iter().flat_map(|ours| &ours.leases);
     let leased = leases.filter(|lease| lease.valid_until.to_system_time() > now).map(|lease| lease.lsn);
-    let named = ours.into_iter().flat_map(|ours| ours.named_lsns.values().copied());
+    let named = ours
+        .into_iter()
+        .flat_map(|ours| ours.named_lsns.values())
+        .filter(|named| named.valid_until.as_ref().is_none_or(|until| until.to_system_time() > now));
+    let named = named.map(|named| named.lsn);
     let cutoff = part.metadata().latest_gc_cutoff_lsn;
     let last_record = timeline.last_record_lsn();
     let asked_cutoff = retention.map(|bytes| Lsn(last_record.0.saturating_sub(bytes)));
     TimelineInput {
         timeline: facts.timeline,
-        ancestor: facts.ancestor,
+        ancestor: timeline.ancestor(),
         start: facts.readable_from.max(facts.initdb_lsn),
         last_record,
         cutoff: asked_cutoff.map_or(cutoff, |asked| asked.max(cutoff)),
@@ -166,5 +174,21 @@ fn input(timeline: &Timeline, part: &IndexPart, retention: Option<u64>, now: Sys
         asked_cutoff,
         kept: leased.chain(named).collect(),
         is_live: part.archived_at.is_none() && part.marked_invisible_at.is_none(),
+    }
+}
+
+/// An archived timeline, of which nothing is open.
+fn resting(archived: &ArchivedTimeline) -> TimelineInput {
+    let last_record = archived.disk_consistent_lsn;
+    TimelineInput {
+        timeline: archived.timeline,
+        ancestor: archived.ancestor,
+        start: archived.readable_from.unwrap_or(archived.initdb_lsn),
+        last_record,
+        cutoff: last_record,
+        applied_cutoff: last_record,
+        asked_cutoff: None,
+        kept: BTreeSet::new(),
+        is_live: false,
     }
 }

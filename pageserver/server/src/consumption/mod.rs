@@ -180,11 +180,19 @@ fn active(states: &[TimelineState]) -> impl Iterator<Item = &TimelineInfo> {
     })
 }
 
+/// What an archived timeline has in the bucket.
+fn archived_bytes(state: &TimelineState) -> u64 {
+    match state {
+        TimelineState::Archived(archived) => archived.bytes,
+        _ => 0,
+    }
+}
+
 fn metered(info: &TimelineInfo) -> Metered {
     let facts = &info.facts;
     Metered {
         timeline: facts.timeline,
-        begin: facts.ancestor.map_or(facts.readable_from, |(_, lsn)| lsn),
+        begin: info.ancestor.map_or(facts.readable_from, |(_, lsn)| lsn),
         last_record: info.last_record_lsn,
     }
 }
@@ -193,6 +201,7 @@ fn metered(info: &TimelineInfo) -> Metered {
 fn samples(tenant: &Tenant, states: &[TimelineState]) -> Vec<(Metric, Option<TimelineId>, u64)> {
     let mut samples = Vec::new();
     let (mut remote, mut resident) = (0, 0);
+    remote += states.iter().map(archived_bytes).sum::<u64>();
     for info in active(states) {
         let timeline = Some(info.facts.timeline);
         let end = info.last_record_lsn;
