@@ -14,6 +14,8 @@ use engine::bucket::MemoryBucket;
 use engine::budget::TailBudget;
 use engine::chunk_cache::{CacheLimits, ChunkCache};
 use engine::claim::Claim;
+use engine::clock::SystemClock;
+use engine::disk::LocalDisk;
 use engine::index_keeper::{IndexKeeper, metadata_of, vanilla_extension};
 use engine::layer_write::LayerStore;
 use engine::ports::Bucket;
@@ -60,7 +62,8 @@ fn control_file() -> Vec<u8> {
 async fn old_base(bucket: &Arc<dyn Bucket>) {
     let claim = Claim::take(bucket.clone(), tenant()).await.unwrap();
     let disk = tempfile::tempdir().unwrap();
-    let cache = ChunkCache::new(bucket.clone(), &disk.path().join("cache"), CacheLimits::default()).unwrap();
+    let files = Arc::new(LocalDisk::new(disk.path().join("cache")));
+    let cache = ChunkCache::new(bucket.clone(), files, CacheLimits::default()).unwrap();
     let store = LayerStore::new(bucket.clone(), cache, claim.clone(), tenant(), id(1));
     let counters = CheckPoint { next_xid: 1000, next_multi: 1, oldest_xid: 3, oldest_multi: 1, ..zero() };
     let (main, vm) = (REL.fork(Fork::Main), REL.fork(Fork::Vm));
@@ -104,9 +107,11 @@ fn zero() -> CheckPoint {
 
 async fn start(bucket: &Arc<dyn Bucket>) -> (Tenants, tempfile::TempDir) {
     let disk = tempfile::tempdir().unwrap();
-    let cache = ChunkCache::new(bucket.clone(), &disk.path().join("cache"), CacheLimits::default()).unwrap();
+    let files = Arc::new(LocalDisk::new(disk.path().join("cache")));
+    let cache = ChunkCache::new(bucket.clone(), files, CacheLimits::default()).unwrap();
     let budget = Arc::new(TailBudget::new(64 << 20));
-    let tenants = Tenants::new(bucket.clone(), cache, budget, TimelinePolicy::default());
+    let tenants =
+        Tenants::new(bucket.clone(), cache, budget, TimelinePolicy::default(), Arc::new(SystemClock));
     tenants.attach_all().await.unwrap();
     (tenants, disk)
 }
