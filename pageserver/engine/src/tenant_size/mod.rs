@@ -18,8 +18,9 @@ use model::{Lsn, TenantShardId, TimelineId};
 use tokio::sync::Mutex;
 
 use crate::as_of::ReadError;
-use crate::tenant::{Tenant, TimelineView};
+use crate::tenant::{ArchivedTimeline, Tenant, TimelineView};
 use crate::timeline::Timeline;
+use crate::timeline::named::is_valid;
 use segments::{Cost, CostError, Segment, least_cost};
 use tree::{TimelineInput, TreeError, TreeSegment};
 
@@ -121,6 +122,7 @@ async fn inputs(
                 timelines.push(input(&timeline, &*timeline.index().part().await, retention, now));
                 open.insert(id, timeline);
             }
+            TimelineView::Archived(archived) => timelines.push(archived_input(&archived)),
             // Nothing of it can be read yet, or any more.
             TimelineView::Importing | TimelineView::Deleting => {}
             TimelineView::Broken(reason) => return Err(SyntheticSizeError::Broken { timeline: id, reason }),
@@ -130,13 +132,15 @@ async fn inputs(
     let mut still_known = HashMap::new();
     for segment in segments.iter_mut().filter(|segment| segment.wants_size) {
         let (timeline, lsn) = (segment.timeline, segment.segment.lsn);
-        let size = match known.get(&(timeline, lsn)) {
-            Some(size) => *size,
-            None => open[&timeline]
+        let size = match (known.get(&(timeline, lsn)), open.get(&timeline)) {
+            (Some(size), _) => *size,
+            (None, Some(open)) => open
                 .logical_size_at(lsn)
                 .await
                 .map_err(|source| SyntheticSizeError::Read { timeline, lsn, source })?
                 .bytes(),
+            // What is archived is not read for this.
+            (None, None) => continue,
         };
         known.insert((timeline, lsn), size); // also for the next attempt, should this one fail
         still_known.insert((timeline, lsn), size);
@@ -146,19 +150,36 @@ async fn inputs(
     Ok(SizeInputs { timelines, segments })
 }
 
+/// An archived timeline: it counts for what its ancestors keep for it.
+fn archived_input(archived: &ArchivedTimeline) -> TimelineInput {
+    let last_record = archived.disk_consistent_lsn;
+    TimelineInput {
+        timeline: archived.timeline,
+        ancestor: archived.ancestor,
+        start: archived.readable_from.unwrap_or_default().max(archived.initdb_lsn),
+        last_record,
+        cutoff: last_record,
+        applied_cutoff: last_record,
+        asked_cutoff: None,
+        kept: std::collections::BTreeSet::new(),
+        is_live: false,
+    }
+}
+
 /// What of a timeline must stay readable, by its index, and whether any of it is wanted for itself.
 fn input(timeline: &Timeline, part: &IndexPart, retention: Option<u64>, now: SystemTime) -> TimelineInput {
     let facts = timeline.facts();
     let ours = part.palimpsest.as_ref();
     let leases = ours.into_iter().flat_map(|ours| &ours.leases);
     let leased = leases.filter(|lease| lease.valid_until.to_system_time() > now).map(|lease| lease.lsn);
-    let named = ours.into_iter().flat_map(|ours| ours.named_lsns.values().copied());
+    let names = ours.into_iter().flat_map(|ours| ours.named_lsns.values());
+    let named = names.filter(|named| is_valid(named, now)).map(|named| named.lsn);
     let cutoff = part.metadata().latest_gc_cutoff_lsn;
     let last_record = timeline.last_record_lsn();
     let asked_cutoff = retention.map(|bytes| Lsn(last_record.0.saturating_sub(bytes)));
     TimelineInput {
         timeline: facts.timeline,
-        ancestor: facts.ancestor,
+        ancestor: timeline.ancestor(),
         start: facts.readable_from.max(facts.initdb_lsn),
         last_record,
         cutoff: asked_cutoff.map_or(cutoff, |asked| asked.max(cutoff)),
