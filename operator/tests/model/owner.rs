@@ -379,7 +379,7 @@ impl Owner {
 
     async fn open_main(&self, index: Arc<IndexKeeper>) -> Result<Main, Trouble> {
         let facts = index.facts().await?;
-        let (id, branched_at) = (index.timeline(), facts.facts.ancestor.map(|(_, at)| at));
+        let (id, branched_at) = (index.timeline(), facts.facts.branched_at);
         let covered = facts.disk_consistent_lsn;
         let listed = list_wal(&self.bucket, self.shard(), id).await?;
         let history = facts.wal;

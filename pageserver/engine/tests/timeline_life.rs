@@ -16,7 +16,9 @@ use engine::bucket::faulty::{Fault, FaultyBucket, Operation};
 use engine::budget::TailBudget;
 use engine::chunk_cache::{CacheLimits, ChunkCache};
 use engine::claim::Claim;
-use engine::index_keeper::{IndexKeeper, add_layer, vanilla_extension};
+use engine::clock::SystemClock;
+use engine::disk::LocalDisk;
+use engine::index_keeper::{IndexKeeper, metadata_of, vanilla_extension};
 use engine::layer_write::LayerStore;
 use engine::object_path::{manifest_prefix, timeline_prefix, wal_prefix};
 use engine::ports::{Bucket, ListRequest};
@@ -133,7 +135,8 @@ impl World {
         let bucket: Arc<dyn Bucket> = faulty.clone();
         let claim = Claim::take(bucket.clone(), tenant()).await.unwrap();
         let disk = tempfile::tempdir().unwrap();
-        let cache = ChunkCache::new(bucket.clone(), disk.path(), CacheLimits::default()).unwrap();
+        let local = Arc::new(LocalDisk::new(disk.path().join("cache")));
+        let cache = ChunkCache::new(bucket.clone(), local, CacheLimits::default()).unwrap();
         let store = LayerStore::new(bucket.clone(), cache, claim.clone(), tenant(), MAIN);
         let mut image = store.begin_image().unwrap();
         image.push(Key::CONTROL_FILE, &control_file()).unwrap();
@@ -142,7 +145,7 @@ impl World {
         let name = LayerName::Image { keys: Key::ALL, lsn: BASE };
         let written = store.finish_image(image, name).await.unwrap();
         let mut part = base_index();
-        add_layer(&mut part, &written, claim.generation(), tenant().shard, None);
+        part.layer_metadata.insert(written.finished.name.clone(), metadata_of(&written, &claim, None));
         IndexKeeper::create(claim, MAIN, part).await.unwrap();
         let log = WalBuilder::new(PG, segment(), SYSTEM, Tli(1), BASE, Lsn(0));
         World { faulty, bucket, logs: HashMap::from([(MAIN, log)]), written: 0 }
@@ -150,8 +153,8 @@ impl World {
 
     async fn start(&self) -> Server {
         let disk = tempfile::tempdir().unwrap();
-        let cache =
-            ChunkCache::new(self.bucket.clone(), &disk.path().join("cache"), CacheLimits::default()).unwrap();
+        let local = Arc::new(LocalDisk::new(disk.path().join("cache")));
+        let cache = ChunkCache::new(self.bucket.clone(), local, CacheLimits::default()).unwrap();
         // Nothing happens because of time: what is stored or listed was asked for.
         let never = Duration::from_hours(1);
         let wal = WalKeeping {
@@ -161,7 +164,13 @@ impl World {
             ..WalKeeping::default()
         };
         let policy = TimelinePolicy { wal, ..TimelinePolicy::default() };
-        let tenants = Tenants::new(self.bucket.clone(), cache, Arc::new(TailBudget::new(64 << 20)), policy);
+        let tenants = Tenants::new(
+            self.bucket.clone(),
+            cache,
+            Arc::new(TailBudget::new(64 << 20)),
+            policy,
+            Arc::new(SystemClock),
+        );
         tenants.attach_all().await.unwrap();
         Server { tenants, _disk: disk }
     }

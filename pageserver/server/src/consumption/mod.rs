@@ -192,7 +192,7 @@ fn metered(info: &TimelineInfo) -> Metered {
     let facts = &info.facts;
     Metered {
         timeline: facts.timeline,
-        begin: info.ancestor.map_or(facts.readable_from, |(_, lsn)| lsn),
+        begin: facts.branched_at.unwrap_or(facts.readable_from),
         last_record: info.last_record_lsn,
     }
 }
