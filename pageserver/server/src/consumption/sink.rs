@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::{Either, FutureExt as _};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
 use hyper::{Method, Request, StatusCode, Uri, header};
@@ -164,14 +165,11 @@ async fn exchange(
             _ => SendError::Later(story),
         })
     };
-    let driven = async {
-        // When it ends first, the request says why.
-        let _ = connection.await;
-        std::future::pending().await
-    };
-    tokio::select! {
-        answered = asked => answered,
-        () = driven => unreachable!("it never ends"),
+    // When the connection ends first, the request says why.
+    let driven = connection.then(|_| std::future::pending::<()>());
+    match futures::future::select(std::pin::pin!(asked), std::pin::pin!(driven)).await {
+        Either::Left((answered, _)) => answered,
+        Either::Right(((), _)) => Err(later("the connection ended")),
     }
 }
 

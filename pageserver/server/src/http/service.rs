@@ -263,9 +263,10 @@ async fn sized_json(
         timeline.counted_logical_size().await?;
     }
     let info = timeline.info();
-    let recounted = match wanted.recounted {
-        true => Some(timeline.recounted_logical_size(info.last_record_lsn).await?.bytes()),
-        false => None,
+    let recounted = if wanted.recounted {
+        Some(timeline.recounted_logical_size(info.last_record_lsn).await?.bytes())
+    } else {
+        None
     };
     let mut json = timeline_json(tenant, &TimelineState::Active(Box::new(info)), &api.followers);
     json["current_logical_size_non_incremental"] = json!(recounted);
