@@ -3,12 +3,19 @@
 
 mod author;
 mod book;
+mod branch;
 mod counting;
+mod idle;
+mod images;
+mod layers;
 mod month;
 mod pages;
 mod place;
 mod readers;
+mod scale;
+mod session;
 mod size;
+mod small_cache;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -39,6 +46,12 @@ pub struct BenchHistory {
     /// Bytes at which a tail becomes a layer; a 64th of the WAL if not said, and 128 MiB at most. Shelves, layers and jobs are as much smaller than usual.
     #[arg(long)]
     freeze: Option<ByteCount>,
+    /// Sizes of the database in `scale`.
+    #[arg(long, value_delimiter = ',', default_values = ["1GiB", "5GiB", "20GiB"])]
+    key_space: Vec<ByteCount>,
+    /// WAL of updates in `scale`, in parts of the key space.
+    #[arg(long, default_value_t = 0.5)]
+    updates: f64,
     /// Days of history that are kept, of the month that passes.
     #[arg(long, default_value_t = 2.0)]
     keep_days: f64,
@@ -57,6 +70,18 @@ pub struct BenchHistory {
     /// Memory of the cache.
     #[arg(long, default_value = "64MiB")]
     cache_memory: ByteCount,
+    /// Disk of the cache in `small-cache`.
+    #[arg(long, default_value = "192MiB")]
+    cache_disk: ByteCount,
+    /// Timelines in `idle`.
+    #[arg(long, default_value_t = 10_000)]
+    timelines: u32,
+    /// Tenants that these belong to.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    tenants: u32,
+    /// How long it is watched in `idle` that nothing happens.
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
     /// Where the bucket and the local files are made, and removed again.
     #[arg(long, default_value_os_t = std::env::temp_dir())]
     work: PathBuf,
@@ -66,6 +91,20 @@ pub struct BenchHistory {
 enum Mode {
     /// A month of skewed writes, loads, drops and branches in as much time as it takes.
     Month,
+    /// The same work for each byte at several sizes of the database, each in a process of its own.
+    Scale,
+    /// One of these.
+    OneScale,
+    /// An old branch on a parent with many updates: what is kept before and after collection; making branches, finding times.
+    Branch,
+    /// A database much larger than the cache; GETs of a cold read.
+    SmallCache,
+    /// Very many timelines that do nothing, or little.
+    Idle,
+    /// Timelines with very many layers.
+    Layers,
+    /// How fast images are made.
+    Images,
 }
 
 /// What is usual, at a scale.
@@ -117,5 +156,12 @@ impl BenchHistory {
 pub async fn run(arguments: &BenchHistory) -> Result<()> {
     match arguments.mode {
         Mode::Month => month::run(arguments).await,
+        Mode::Scale => scale::run(arguments),
+        Mode::OneScale => scale::run_one(arguments).await,
+        Mode::Branch => branch::run(arguments).await,
+        Mode::SmallCache => small_cache::run(arguments).await,
+        Mode::Idle => idle::run(arguments).await,
+        Mode::Layers => layers::run(arguments).await,
+        Mode::Images => images::run(arguments).await,
     }
 }

@@ -1,5 +1,7 @@
 //! Writes WAL as a primary would, and a [`Book`] beside it of what every page must read as.
 
+use std::collections::HashMap;
+
 use codec::wal::build::{BlockDraft, RecordDraft, WalBuilder};
 use model::{Lsn, PgTimestamp, RmgrId, Tli, WalSegmentSize};
 
@@ -25,7 +27,8 @@ pub struct Author {
     pub time: PgTimestamp,
     /// The first change of a page after a checkpoint is written whole.
     pub whole_pages: bool,
-    epoch: u32,
+    /// Of each relation, which pages were written whole since the last checkpoint.
+    whole: HashMap<u32, Vec<u64>>,
     version: u32,
     xid: u32,
     written: u64,
@@ -47,7 +50,7 @@ impl Author {
             book: Book::default(),
             time,
             whole_pages: true,
-            epoch: 1,
+            whole: HashMap::new(),
             version: 0,
             xid: 1_000,
             written: 0,
@@ -78,7 +81,17 @@ impl Author {
 
     /// From now on each page is written whole once more.
     pub fn checkpoint(&mut self) {
-        self.epoch += 1;
+        self.whole.clear();
+    }
+
+    /// Whether a page is not written whole yet since the last checkpoint; from now on it is.
+    fn is_first(&mut self, (rel, block): PageId) -> bool {
+        let words = self.whole.entry(rel).or_default();
+        let (word, bit) = (block as usize / 64, 1 << (block % 64));
+        words.resize(words.len().max(word + 1), 0);
+        let was = words[word] & bit != 0;
+        words[word] |= bit;
+        !was
     }
 
     fn push(&mut self, draft: &RecordDraft) -> Lsn {
@@ -93,7 +106,7 @@ impl Author {
     pub fn update(&mut self, page: PageId) {
         self.version += 1;
         let ((rel, block), version) = (page, self.version);
-        let whole = self.whole_pages && self.book.is_first_since(page, self.epoch);
+        let whole = self.whole_pages && self.is_first(page);
         let image = whole.then(|| (page_of(rel, block, version, self.wal.last_record()), true));
         let data = if whole { Vec::new() } else { payload(rel, block, version).to_vec() };
         let blocks = vec![BlockDraft { id: 0, rel: relation(rel), block, will_init: false, image, data }];
@@ -132,7 +145,7 @@ impl Author {
             let end = self.push(&draft);
             for at in 0..count {
                 self.book.write((rel, from + at), end, first + at);
-                self.book.is_first_since((rel, from + at), self.epoch);
+                self.is_first((rel, from + at));
             }
             from += count;
             self.book.resize(rel, end, Some(from));

@@ -9,24 +9,20 @@ use model::Lsn;
 pub type PageId = (u32, u32);
 
 /// All pages and all their versions that may be read again.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Book {
     relations: BTreeMap<u32, Chapter>,
+    step: u32,
 }
 
 #[derive(Clone, Default)]
 struct Chapter {
     /// Blocks from an LSN on; `None` when it was dropped.
     sizes: Vec<(Lsn, Option<u32>)>,
-    blocks: Vec<Block>,
+    blocks: Vec<Versions>,
 }
 
-#[derive(Clone, Default)]
-struct Block {
-    versions: Vec<(Lsn, u32)>,
-    /// Between which checkpoints it was written whole last.
-    whole_in: u32,
-}
+type Versions = Vec<(Lsn, u32)>;
 
 fn last_at<T: Copy>(entries: &[(Lsn, T)], lsn: Lsn) -> Option<(Lsn, T)> {
     entries[..entries.partition_point(|(at, _)| *at <= lsn)].last().copied()
@@ -43,7 +39,23 @@ fn keep<T>(entries: &mut Vec<(Lsn, T)>, retention: &Retention) {
     });
 }
 
+impl Default for Book {
+    fn default() -> Self {
+        Book { relations: BTreeMap::new(), step: 1 }
+    }
+}
+
 impl Book {
+    /// A book of each `step`th block only: of a large database that is enough to compare.
+    pub fn of_each(step: u32) -> Book {
+        Book { step, ..Book::default() }
+    }
+
+    /// Blocks of a relation of so many that are in the book.
+    pub fn blocks(&self, size: u32) -> impl Iterator<Item = u32> {
+        (0..size).step_by(self.step as usize)
+    }
+
     /// Notes a relation's size; `None`: it was dropped.
     pub fn resize(&mut self, rel: u32, lsn: Lsn, size: Option<u32>) {
         self.relations.entry(rel).or_default().sizes.push((lsn, size));
@@ -51,17 +63,15 @@ impl Book {
 
     /// Notes a version.
     pub fn write(&mut self, (rel, block): PageId, lsn: Lsn, version: u32) {
-        let blocks = &mut self.relations.entry(rel).or_default().blocks;
-        if blocks.len() <= block as usize {
-            blocks.resize_with(block as usize + 1, Block::default);
+        if !block.is_multiple_of(self.step) {
+            return;
         }
-        blocks[block as usize].versions.push((lsn, version));
-    }
-
-    /// Whether a page is not written whole yet since checkpoint `epoch`; from now on it is.
-    pub fn is_first_since(&mut self, (rel, block): PageId, epoch: u32) -> bool {
-        let found = self.relations.get_mut(&rel).and_then(|chapter| chapter.blocks.get_mut(block as usize));
-        found.is_none_or(|block| std::mem::replace(&mut block.whole_in, epoch) != epoch)
+        let blocks = &mut self.relations.entry(rel).or_default().blocks;
+        let at = (block / self.step) as usize;
+        if blocks.len() <= at {
+            blocks.resize_with(at + 1, Versions::new);
+        }
+        blocks[at].push((lsn, version));
     }
 
     /// Blocks of a relation; `None` when it does not exist.
@@ -71,7 +81,11 @@ impl Book {
 
     /// Version of a page and the end of its record.
     pub fn version(&self, (rel, block): PageId, lsn: Lsn) -> Option<(Lsn, u32)> {
-        last_at(&self.relations.get(&rel)?.blocks.get(block as usize)?.versions, lsn)
+        if !block.is_multiple_of(self.step) {
+            return None;
+        }
+        let block = block / self.step;
+        last_at(&self.relations.get(&rel)?.blocks.get(block as usize)?, lsn)
     }
 
     /// Relations that exist, with their sizes.
@@ -99,8 +113,8 @@ impl Book {
         let of = |chapter: &Chapter| {
             let size = last_at(&chapter.sizes, lsn).and_then(|(_, size)| size).unwrap_or(0);
             let later = last_at(&chapter.sizes, next).and_then(|(_, size)| size).unwrap_or(0);
-            let differs = |(at, block): &(usize, &Block)| {
-                *at as u32 >= later || last_at(&block.versions, lsn) != last_at(&block.versions, next)
+            let differs = |(at, versions): &(usize, &Versions)| {
+                *at as u32 >= later || last_at(versions, lsn) != last_at(versions, next)
             };
             chapter.blocks.iter().take(size as usize).enumerate().filter(differs).count() as u64
         };
@@ -111,10 +125,8 @@ impl Book {
     pub fn forget(&mut self, retention: &Retention) {
         for chapter in self.relations.values_mut() {
             keep(&mut chapter.sizes, retention);
-            for block in &mut chapter.blocks {
-                if block.versions.len() > 1 {
-                    keep(&mut block.versions, retention);
-                }
+            for versions in chapter.blocks.iter_mut().filter(|versions| versions.len() > 1) {
+                keep(versions, retention);
             }
         }
         self.relations.retain(|_, chapter| !matches!(&chapter.sizes[..], [(_, None)]));

@@ -2,33 +2,21 @@
 //! all at once. Throughout it is measured what is in the bucket, what goes up, how deep reads are; in the end everything that can be read is compared.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
-use bytes::Bytes;
-use engine::layer_write::LayerStore;
-use engine::ports::Bucket;
+use anyhow::{Context as _, Result};
 use engine::retention::Retention;
 use engine::tenant::BranchPoint;
-use engine::timeline::Timeline;
-use model::{BLOCK_SIZE, Key, LayerName, Lsn, PgTimestamp, TenantShardId, TimelineId, Tli};
-use rand::rngs::StdRng;
-use rand::{RngExt as _, SeedableRng as _};
-use tokio_util::sync::CancellationToken;
+use model::{BLOCK_SIZE, Lsn, PgTimestamp, TimelineId};
+use rand::RngExt as _;
 
 use super::BenchHistory;
-use super::author::Author;
 use super::book::PageId;
-use super::counting::Class;
-use super::pages::{page_of, relation};
-use super::place::{MAIN, Place, TENANT, memory};
+use super::place::{MAIN, TENANT, memory};
 use super::readers::{Depth, compare, read_page};
+use super::session::{MESSAGE, MONTH, Session};
 use super::size::mib;
 
-/// Bytes of WAL handed over at a time, as a receiver does.
-const MESSAGE: usize = 128 << 10;
-const MONTH: Duration = Duration::from_secs(30 * 86_400);
 /// Relations that stay; then counters; then what is loaded and dropped again.
 const TABLES: u32 = 16;
 const COUNTERS: u32 = TABLES;
@@ -60,6 +48,7 @@ struct Moment {
     retained: u64,
     branches: u64,
     stored: u64,
+    named: u64,
     uploads: f64,
     depth: Depth,
     l0s: usize,
@@ -69,10 +58,7 @@ struct Moment {
 
 struct Run<'a> {
     arguments: &'a BenchHistory,
-    place: Place,
-    timeline: Timeline,
-    author: Author,
-    random: StdRng,
+    session: Session,
     table_blocks: u32,
     loaded: VecDeque<u32>,
     next_load: u32,
@@ -87,23 +73,12 @@ struct Run<'a> {
 pub async fn run(arguments: &BenchHistory) -> Result<()> {
     let wal = arguments.wal.0;
     let scaled = arguments.scaled(wal);
-    let place = Place::new(&arguments.work, &scaled.limits, scaled.policy.clone())?;
-    place.make_timeline(TENANT, MAIN).await?;
-    place.tenants.attach_all().await?;
-    let timeline = place.tenants.timeline(TENANT, MAIN)?;
-    let stop = CancellationToken::new();
-    let maintaining = {
-        let (tenants, settings, stop) = (place.tenants.clone(), scaled.maintenance.clone(), stop.clone());
-        tokio::spawn(async move { tenants.maintain(settings, stop).await })
-    };
+    let session = Session::begin(arguments, &scaled).await?;
     let database = arguments.database.map_or(wal / 4, |size| size.0);
-    let begun = PgTimestamp::from_system_time(SystemTime::now() - MONTH);
+    let begun = session.author.time;
     let mut run = Run {
         arguments,
-        place,
-        timeline,
-        author: Author::new(begun),
-        random: StdRng::seed_from_u64(arguments.seed),
+        session,
         table_blocks: (database / BLOCK_SIZE as u64 / u64::from(TABLES)).max(1) as u32,
         loaded: VecDeque::new(),
         next_load: FIRST_LOAD,
@@ -121,9 +96,7 @@ pub async fn run(arguments: &BenchHistory) -> Result<()> {
         arguments.keep_days
     );
     let result = run.month(wal, scaled.freeze as u64).await;
-    stop.cancel();
-    maintaining.await?;
-    run.place.tenants.shut_down(Duration::from_mins(1)).await;
+    run.session.end().await?;
     result
 }
 
@@ -131,30 +104,30 @@ impl Run<'_> {
     async fn month(&mut self, wal: u64, freeze: u64) -> Result<()> {
         let started = Instant::now();
         for table in 0..TABLES {
-            self.author.load(table, self.table_blocks);
-            self.hand_over().await?;
+            self.session.author.load(table, self.table_blocks);
+            self.session.hand_over().await?;
         }
-        self.author.load(COUNTERS, COUNTER_PAGES);
-        self.hand_over().await?;
-        self.loaded_wal = self.author.written();
+        self.session.author.load(COUNTERS, COUNTER_PAGES);
+        self.session.hand_over().await?;
+        self.loaded_wal = self.session.author.written();
         let mut moments: Vec<Moment> = Vec::new();
         let mut depth = Depth::default();
         let (mut steps, mut loads, mut samples, mut checkpoints, mut forgotten) = (0, 0, 0, 0, 0);
         loop {
-            let done = self.author.written() - self.loaded_wal;
+            let done = self.session.author.written() - self.loaded_wal;
             if done >= wal {
                 break;
             }
             let share = done as f64 / wal as f64;
             let is_due = |count: u64, of: u64| share * of as f64 >= count as f64 + 0.5;
-            self.author.time = PgTimestamp(self.begun.0 + (MONTH.as_micros() as f64 * share) as i64);
+            self.session.author.time = PgTimestamp(self.begun.0 + (MONTH.as_micros() as f64 * share) as i64);
             self.transaction();
-            if self.author.waiting() >= MESSAGE {
-                self.hand_over().await?;
+            if self.session.author.waiting() >= MESSAGE {
+                self.session.hand_over().await?;
             }
             if done / (4 * freeze) > checkpoints {
                 checkpoints += 1;
-                self.author.checkpoint();
+                self.session.author.checkpoint();
             }
             if is_due(loads, LOADS) {
                 loads += 1;
@@ -182,11 +155,8 @@ impl Run<'_> {
                 }
             }
         }
-        self.hand_over().await?;
-        self.timeline.wait_for(self.author.end(), Duration::from_mins(10)).await?;
         let written = started.elapsed();
-        self.timeline.checkpoint().await?;
-        self.settle().await?;
+        self.session.rest().await?;
         moments.push(self.moment(1.0, depth).await?);
         if let Some(moment) = moments.last() {
             moment.print(self.begun_after(started));
@@ -202,10 +172,10 @@ impl Run<'_> {
     /// A page of those that stay: most are of a small part of them, wherever that lies.
     fn pick(&mut self) -> PageId {
         let pages = u64::from(self.table_blocks) * u64::from(TABLES);
-        let rank = if self.random.random_range(0..100) < ANYWHERE {
-            self.random.random_range(0..pages)
+        let rank = if self.session.random.random_range(0..100) < ANYWHERE {
+            self.session.random.random_range(0..pages)
         } else {
-            let at: f64 = self.random.random();
+            let at: f64 = self.session.random.random();
             (at.powi(4) * pages as f64) as u64
         };
         let scattered = rank.wrapping_mul(2_654_435_761) % pages;
@@ -213,55 +183,42 @@ impl Run<'_> {
     }
 
     fn transaction(&mut self) {
-        if self.random.random_range(0..100) < COUNTING {
-            let page = (COUNTERS, self.random.random_range(0..COUNTER_PAGES));
-            self.author.update(page);
+        if self.session.random.random_range(0..100) < COUNTING {
+            let page = (COUNTERS, self.session.random.random_range(0..COUNTER_PAGES));
+            self.session.author.update(page);
         }
-        for _ in 0..self.random.random_range(1..5) {
+        for _ in 0..self.session.random.random_range(1..5) {
             let page = self.pick();
-            self.author.update(page);
+            self.session.author.update(page);
         }
-        self.author.commit();
+        self.session.author.commit();
     }
 
     /// Loads a relation, and truncates or drops older ones.
     fn load(&mut self) {
         let blocks = (self.table_blocks * TABLES / 50).max(1);
-        self.author.load(self.next_load, blocks);
+        self.session.author.load(self.next_load, blocks);
         self.loaded.push_back(self.next_load);
         self.next_load += 1;
         if self.loaded.len() > LOADED {
             let oldest = self.loaded.pop_front().expect("there are more than some");
-            self.author.remove(oldest);
+            self.session.author.remove(oldest);
         }
         if self.next_load.is_multiple_of(3) {
             let first = self.loaded[0];
-            self.author.truncate(first, blocks / 2);
+            self.session.author.truncate(first, blocks / 2);
         }
         if self.next_load.is_multiple_of(4) {
             let last = self.loaded[self.loaded.len() - 1];
-            self.author.load(last, blocks / 4);
+            self.session.author.load(last, blocks / 4);
         }
-    }
-
-    /// Gives the timeline what was written.
-    async fn hand_over(&mut self) -> Result<()> {
-        let (mut at, bytes) = self.author.take();
-        let bytes = Bytes::from(bytes);
-        for start in (0..bytes.len()).step_by(MESSAGE) {
-            let piece = bytes.slice(start..bytes.len().min(start + MESSAGE));
-            let length = piece.len() as u64;
-            self.timeline.append_wal(at, Tli(1), piece).await?;
-            at = at.add(length);
-        }
-        Ok(())
     }
 
     async fn branch(&mut self, share: f64) -> Result<()> {
         self.branches_made += 1;
         let id = TimelineId([self.branches_made as u8 + 0x80; 16]);
-        let at = self.timeline.last_record_lsn();
-        self.place.tenants.branch(TENANT, id, MAIN, BranchPoint::Lsn(at)).await?;
+        let at = self.session.timeline.last_record_lsn();
+        self.session.place.tenants.branch(TENANT, id, MAIN, BranchPoint::Lsn(at)).await?;
         self.branches.push_back(Branch { id, at, until: share + BRANCH_LIVES });
         Ok(())
     }
@@ -269,33 +226,42 @@ impl Run<'_> {
     /// Compares what a branch reads, then deletes it.
     async fn drop_branch(&mut self) -> Result<()> {
         let Some(branch) = self.branches.pop_front() else { return Ok(()) };
-        let timeline = self.place.tenants.timeline(TENANT, branch.id)?;
-        let compared =
-            compare(&timeline, &self.author.book, branch.at, self.arguments.pages, self.arguments.seed)
-                .await
-                .with_context(|| format!("branch {} at {} does not read as it must", branch.id, branch.at))?;
+        let timeline = self.session.place.tenants.timeline(TENANT, branch.id)?;
+        let compared = compare(
+            &timeline,
+            &self.session.author.book,
+            branch.at,
+            self.arguments.pages,
+            self.arguments.seed,
+        )
+        .await
+        .with_context(|| format!("branch {} at {} does not read as it must", branch.id, branch.at))?;
         self.branch_pages += compared;
         drop(timeline);
-        self.place.tenants.delete_timeline(TENANT, branch.id, async {}).await?;
+        self.session.place.tenants.delete_timeline(TENANT, branch.id, async {}).await?;
         Ok(())
     }
 
     /// Reads some pages: half as of now, half as of any time; half of them hot.
     async fn sample(&mut self, depth: &mut Depth) -> Result<()> {
-        let last = self.timeline.last_record_lsn();
-        let cutoff = self.timeline.retention().cutoff;
+        let last = self.session.timeline.last_record_lsn();
+        let cutoff = self.session.timeline.retention().cutoff;
         for at in 0..PAGES_A_SAMPLE {
             let page = if at % 8 == 7 {
-                (COUNTERS, self.random.random_range(0..COUNTER_PAGES))
+                (COUNTERS, self.session.random.random_range(0..COUNTER_PAGES))
             } else if at % 2 == 0 {
                 self.pick()
             } else {
-                (self.random.random_range(0..TABLES), self.random.random_range(0..self.table_blocks))
+                (
+                    self.session.random.random_range(0..TABLES),
+                    self.session.random.random_range(0..self.table_blocks),
+                )
             };
-            let lsn = if at % 4 < 2 { last } else { Lsn(self.random.random_range(cutoff.0..=last.0)) };
-            let read = read_page(&self.timeline, &self.author.book, page, lsn, depth).await;
+            let lsn =
+                if at % 4 < 2 { last } else { Lsn(self.session.random.random_range(cutoff.0..=last.0)) };
+            let read = read_page(&self.session.timeline, &self.session.author.book, page, lsn, depth).await;
             // The cutoff may have moved on.
-            if lsn >= self.timeline.retention().cutoff {
+            if lsn >= self.session.timeline.retention().cutoff {
                 read?;
             }
         }
@@ -304,64 +270,28 @@ impl Run<'_> {
 
     /// What must be remembered: what can be read, and what branches may begin to need.
     fn forget(&mut self) {
-        let retention = self.timeline.retention();
+        let retention = self.session.timeline.retention();
         let branches = self.branches.iter().map(|branch| branch.at);
         let points = retention.points.iter().copied().chain(branches);
-        self.author.book.forget(&Retention::new(retention.cutoff, points));
-    }
-
-    /// Until compaction and deletion have nothing left to do.
-    async fn settle(&self) -> Result<()> {
-        const QUIET: u32 = 30;
-        let mut quiet = 0;
-        let mut before = (0, 0);
-        while quiet < QUIET {
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            let jobs = self.place.tenants.maintenance().jobs.load(std::sync::atomic::Ordering::Relaxed);
-            let now = (jobs, self.place.bucket.bytes());
-            quiet = if now == before { quiet + 1 } else { 0 };
-            before = now;
-        }
-        Ok(())
-    }
-
-    /// Bytes of tail layers that the retained WAL was, or would be.
-    fn retained(&self) -> u64 {
-        let (cutoff, last) = (self.timeline.retention().cutoff, self.timeline.last_record_lsn());
-        let l0s: Vec<_> =
-            self.place.bucket.l0s().into_iter().filter(|layer| layer.timeline == MAIN).collect();
-        let (bytes, lsns) = l0s.iter().fold((0, 0), |(bytes, lsns), layer| {
-            let span = layer.name.lsns();
-            (bytes + layer.size, lsns + span.end.since(span.start))
-        });
-        let density = if lsns == 0 { 0.0 } else { bytes as f64 / lsns as f64 };
-        let held: f64 = l0s
-            .iter()
-            .map(|layer| {
-                let span = layer.name.lsns();
-                let inside = span.end.since(span.start.max(cutoff));
-                layer.size as f64 * inside as f64 / span.end.since(span.start) as f64
-            })
-            .sum();
-        let covered = l0s.iter().map(|layer| layer.name.lsns().end).max().unwrap_or(cutoff);
-        (held + last.since(covered) as f64 * density) as u64
+        self.session.author.book.forget(&Retention::new(retention.cutoff, points));
     }
 
     async fn moment(&mut self, share: f64, depth: Depth) -> Result<Moment> {
-        let written = self.author.written();
-        let book = &self.author.book;
-        let retention = self.timeline.retention();
+        let written = self.session.author.written();
+        let book = &self.session.author.book;
+        let retention = self.session.timeline.retention();
         // Of a branch's point that is below the cutoff every page is kept that the next one reads otherwise.
         let points: Vec<Lsn> = retention.points.iter().copied().chain([retention.cutoff]).collect();
         let branches = points.windows(2).map(|pair| book.differing(pair[0], pair[1])).sum();
-        let info = self.timeline.info();
+        let info = self.session.timeline.info();
         Ok(Moment {
             share,
             live: book.live(Lsn::MAX),
-            retained: self.retained(),
+            retained: self.session.retained(),
             branches,
-            stored: self.place.bucket.bytes(),
-            uploads: self.place.bucket.total().put_bytes as f64 / written as f64,
+            stored: self.session.place.bucket.bytes(),
+            named: self.session.named()?,
+            uploads: self.session.place.bucket.total().put_bytes as f64 / written as f64,
             depth,
             l0s: info.l0_layers,
             waits: info.ingest_waits,
@@ -369,93 +299,33 @@ impl Run<'_> {
         })
     }
 
-    /// Bytes of an image layer for each page that is live.
-    async fn page_bytes(&self) -> Result<f64> {
-        let shard = TenantShardId::unsharded(TENANT);
-        let scratch: Arc<dyn Bucket> = Arc::new(engine::bucket::MemoryBucket::default());
-        let claim = engine::claim::Claim::take(Arc::clone(&scratch), shard).await?;
-        let store =
-            LayerStore::new(scratch, Arc::clone(&self.place.cache), claim, shard, TimelineId([9; 16]));
-        let mut image = store.begin_image()?;
-        let mut count = 0u64;
-        for (rel, size) in self.author.book.existing(Lsn::MAX) {
-            for block in (0..size).step_by(1 + size as usize / 1000) {
-                if let Some((lsn, version)) = self.author.book.version((rel, block), Lsn::MAX) {
-                    image
-                        .push(Key::rel_block(relation(rel), block), &page_of(rel, block, version, lsn)[..])?;
-                    count += 1;
-                }
-            }
-        }
-        ensure!(count > 0, "there are no pages");
-        let written = store.finish_image(image, LayerName::Image { keys: Key::ALL, lsn: Lsn(8) }).await?;
-        Ok(written.layer.file_size() as f64 / count as f64)
-    }
-
     async fn report(&self, moments: &[Moment], took: Duration) -> Result<()> {
-        let page = self.page_bytes().await?;
+        let page = self.session.page_bytes().await?;
         println!();
-        println!("share    live  retained  branches    bucket   ratio  (without branches)   MiB");
+        println!(
+            "MiB: live pages and retained WAL as layers have them, what branch points may need of pages that changed since; what indexes name, all objects"
+        );
+        println!("share    live retained branches    named  ratio  (no branches)   bucket  ratio");
         for moment in moments {
             let live = moment.live as f64 * page;
             let branches = moment.branches as f64 * page;
             let wanted = live + moment.retained as f64;
             println!(
-                "{:>5.2} {:>7.1} {:>9.1} {:>9.1} {:>9.1} {:>7.2} {:>7.2}",
+                "{:>5.2} {:>7.1} {:>8.1} {:>8.1} {:>8.1} {:>6.2} {:>14.2} {:>8.1} {:>6.2}",
                 moment.share,
-                live / 1048576.0,
+                live / 1_048_576.0,
                 mib(moment.retained),
-                branches / 1048576.0,
+                branches / 1_048_576.0,
+                mib(moment.named),
+                moment.named as f64 / (wanted + branches),
+                moment.named as f64 / wanted,
                 mib(moment.stored),
                 moment.stored as f64 / (wanted + branches),
-                moment.stored as f64 / wanted,
             );
         }
-        let written = self.author.written();
+        let written = self.session.author.written();
         println!();
-        println!("in the bucket:");
-        for (class, (count, bytes)) in self.place.bucket.stored() {
-            println!("    {class:<8?} {count:>6} objects {:>9.1} MiB", mib(bytes));
-        }
-        println!("asked of the bucket:");
-        for (class, requests) in self.place.bucket.requests() {
-            println!(
-                "    {class:<8?} {:>7} puts {:>9.1} MiB, {:.3} per byte of WAL; {:>7} gets {:>9.1} MiB; {:>6} lists; {:>6} deletes",
-                requests.puts,
-                mib(requests.put_bytes),
-                requests.put_bytes as f64 / written as f64,
-                requests.gets,
-                mib(requests.get_bytes),
-                requests.lists,
-                requests.deletes
-            );
-        }
-        println!("jobs:");
-        for (kind, counts) in self.place.tenants.maintenance().kinds() {
-            println!(
-                "    {kind:<8} {:>6}  wrote {:>9.1} MiB, {:.3} per byte of WAL; replaced {:>9.1} MiB",
-                counts.jobs,
-                mib(counts.written_bytes),
-                counts.written_bytes as f64 / written as f64,
-                mib(counts.removed_bytes)
-            );
-        }
-        let by_class = self.place.bucket.requests();
-        let of = |class| by_class.get(&class).copied().unwrap_or_default();
-        let total = self.place.bucket.total();
-        let (index, flushes) = (of(Class::Index), of(Class::L0).puts.max(1));
-        println!(
-            "index: {} puts for {flushes} layers of tails, {:.1} KiB for each of these",
-            index.puts,
-            index.put_bytes as f64 / 1024.0 / flushes as f64
-        );
-        println!(
-            "requests: {} put-class and {} gets, ${:.4}; ${:.2} for each TiB of WAL",
-            total.put_class(),
-            total.gets,
-            total.dollars(),
-            total.dollars() / (written as f64 / (1u64 << 40) as f64)
-        );
+        self.session.print_requests();
         let mut depth = Depth::default();
         moments.iter().for_each(|moment| depth.merge(&moment.depth));
         let worst =
@@ -471,12 +341,6 @@ impl Run<'_> {
             depth.changes.quantile(1.0),
             depth.layers.len()
         );
-        let compressed = of(Class::Wal).put_bytes;
-        println!(
-            "T8a uploaded per byte of WAL: {:.2} (target 3); per byte of WAL as it is stored: {:.2}",
-            total.put_bytes as f64 / written as f64,
-            total.put_bytes as f64 / compressed.max(1) as f64
-        );
         println!(
             "{:.0} MiB of WAL in {:.1} s, {:.1} MiB/s; memory at most {:.0} MiB with the book",
             mib(written),
@@ -490,18 +354,23 @@ impl Run<'_> {
     /// Compares all that can be read with the book.
     async fn verify(&mut self) -> Result<()> {
         let begun = Instant::now();
-        let retention = self.timeline.retention();
-        let last = self.timeline.last_record_lsn();
+        let retention = self.session.timeline.retention();
+        let last = self.session.timeline.last_record_lsn();
         let mut lsns = retention.points.clone();
         lsns.extend([retention.cutoff, last]);
         while lsns.len() < self.arguments.lsns {
-            lsns.push(Lsn(self.random.random_range(retention.cutoff.0..=last.0)));
+            lsns.push(Lsn(self.session.random.random_range(retention.cutoff.0..=last.0)));
         }
         let mut compared = 0;
         for lsn in &lsns {
-            compared +=
-                compare(&self.timeline, &self.author.book, *lsn, self.arguments.pages, self.arguments.seed)
-                    .await?;
+            compared += compare(
+                &self.session.timeline,
+                &self.session.author.book,
+                *lsn,
+                self.arguments.pages,
+                self.arguments.seed,
+            )
+            .await?;
         }
         println!(
             "{compared} pages at {} LSNs are as they were written, and {} of {} branches before they were dropped ({:.1} s)",
@@ -517,8 +386,9 @@ impl Run<'_> {
 impl Moment {
     fn print(&self, seconds: f64) {
         println!(
-            "{seconds:>6.1} s {:>5.2}: bucket {:>8.1} MiB, uploaded {:.2} per byte; layers p50 {} p99 {} most {}, changes p99 {} most {}; {} L0s{}; {:.0} MiB resident",
+            "{seconds:>6.1} s {:>5.2}: named {:>8.1} MiB, bucket {:>8.1} MiB, uploaded {:.2} per byte; layers p50 {} p99 {} most {}, changes p99 {} most {}; {} L0s{}; {:.0} MiB resident",
             self.share,
+            mib(self.named),
             mib(self.stored),
             self.uploads,
             self.depth.layers.quantile(0.5),

@@ -103,7 +103,7 @@ pub async fn compare(timeline: &Timeline, book: &Book, lsn: Lsn, most: usize, se
     for (rel, size) in book.existing(lsn) {
         let found = timeline.rel_size(relation(rel), lsn).await?;
         ensure!(found == Some(size), "relation {rel} has {found:?} blocks at {lsn} instead of {size}");
-        pages.extend((0..size).map(|block| (rel, block)));
+        pages.extend(book.blocks(size).map(|block| (rel, block)));
     }
     let mut random = StdRng::seed_from_u64(seed ^ lsn.0);
     if pages.len() > most {
