@@ -58,7 +58,7 @@ pub struct Ancestor {
 
 /// Versions of one key, newest first, and what lies below them.
 #[derive(Default)]
-struct Chain {
+pub(crate) struct Chain {
     versions: SmallVec<[(Lsn, Bytes); 8]>,
     /// The last version gathered needs no predecessor, or is an image from an image layer.
     complete: bool,
@@ -66,6 +66,16 @@ struct Chain {
 }
 
 impl Chain {
+    /// How many versions it holds.
+    pub(crate) fn len(&self) -> usize {
+        self.versions.len()
+    }
+
+    /// Whether it needs nothing from below.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.complete
+    }
+
     /// Takes versions until one needs no predecessor.
     fn take(&mut self, versions: impl Iterator<Item = Version>) {
         for version in versions {
@@ -79,12 +89,12 @@ impl Chain {
 }
 
 /// What one layer says of a key.
-enum Visited {
+pub(crate) enum Visited {
     Versions(Vec<Version>),
     Image(Option<Bytes>),
 }
 
-async fn read_visit(visit: &Visit<'_, Layer>, key: Key, lsn: Lsn) -> Result<Visited, ReadError> {
+pub(crate) async fn read_visit(visit: &Visit<'_, Layer>, key: Key, lsn: Lsn) -> Result<Visited, ReadError> {
     Ok(if visit.layer.is_delta() {
         Visited::Versions(visit.layer.versions_down(key, visit.above, lsn).await?)
     } else {
@@ -93,7 +103,7 @@ async fn read_visit(visit: &Visit<'_, Layer>, key: Key, lsn: Lsn) -> Result<Visi
 }
 
 impl Chain {
-    fn take_visited(&mut self, visited: Visited, key: Key) {
+    pub(crate) fn take_visited(&mut self, visited: Visited, key: Key) {
         match visited {
             Visited::Versions(versions) => self.take(versions.into_iter()),
             Visited::Image(image) => {
@@ -107,7 +117,7 @@ impl Chain {
 
 impl Snapshot {
     /// Gathers what memory holds of a key.
-    fn gather_tail(&self, key: Key, lsn: Lsn, chain: &mut Chain) {
+    pub(crate) fn gather_tail(&self, key: Key, lsn: Lsn, chain: &mut Chain) {
         for tail in std::iter::once(&self.open).chain(self.frozen.iter().rev()) {
             for batch in tail.batches().iter().rev() {
                 chain.take(batch.versions_down(key, lsn));
@@ -181,12 +191,14 @@ impl Snapshot {
         if !chain.complete {
             self.gather_layers(key, lsn, chain).await?;
         }
+        Ok(self.goes_on_in(key, lsn, chain))
+    }
+
+    /// Where a read goes on below this timeline's own history, if anywhere.
+    pub(crate) fn goes_on_in(&self, key: Key, lsn: Lsn, chain: &Chain) -> Option<(Arc<Snapshot>, Lsn)> {
         let goes_on = !chain.complete && key.is_inherited();
-        Ok(self
-            .ancestor
-            .as_ref()
-            .filter(|_| goes_on)
-            .map(|ancestor| (ancestor.view.load_full(), lsn.min(ancestor.lsn))))
+        let ancestor = self.ancestor.as_ref().filter(|_| goes_on)?;
+        Some((ancestor.view.load_full(), lsn.min(ancestor.lsn)))
     }
 
     /// As of when to read for `lsn`, if what these layers were then was kept. Asked of every snapshot on the way, since each timeline keeps what it must.
@@ -195,7 +207,7 @@ impl Snapshot {
         self.retention.kept(lsn).ok_or(behind)
     }
 
-    fn redo(&self, key: Key, lsn: Lsn, chain: &Chain) -> Result<Option<Bytes>, ReadError> {
+    pub(crate) fn redo(&self, key: Key, lsn: Lsn, chain: &Chain) -> Result<Option<Bytes>, ReadError> {
         if chain.versions.is_empty() {
             return Ok(chain.base.clone());
         }

@@ -180,6 +180,13 @@ impl WalBuilder {
         &self.bytes
     }
 
+    /// Takes the bytes so far, and where they begin; from now on [`WalBuilder::base`] is where they end. For logs too long to be held.
+    pub fn take(&mut self) -> (Lsn, Vec<u8>) {
+        let (from, end) = (self.base, self.end());
+        self.base = end;
+        (from, std::mem::take(&mut self.bytes))
+    }
+
     /// Pages begun from now on are of this Postgres timeline.
     pub fn set_tli(&mut self, tli: Tli) {
         self.tli = tli;
@@ -197,8 +204,9 @@ impl WalBuilder {
         let record = draft.encode(self.pg, self.prev);
         let start = self.push_bytes(&record);
         if draft.rmgr == RmgrId::XLOG.0 && draft.info & INFO_RMGR_MASK == INFO_XLOG_SWITCH {
-            let size = self.segment.bytes() as usize;
-            self.bytes.resize(self.bytes.len().div_ceil(size) * size, 0);
+            let size = self.segment.bytes();
+            let end = self.end().0.div_ceil(size) * size;
+            self.bytes.resize(self.bytes.len() + (end - self.end().0) as usize, 0);
         }
         (start, self.end())
     }
@@ -235,7 +243,8 @@ impl WalBuilder {
             }
             self.push_page_header(left.len() as u32);
         }
-        self.bytes.resize(self.bytes.len().next_multiple_of(8), 0);
+        let padding = self.end().align_up().since(self.end()) as usize;
+        self.bytes.resize(self.bytes.len() + padding, 0);
         start
     }
 

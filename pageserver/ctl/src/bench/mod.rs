@@ -3,6 +3,7 @@
 mod bucket;
 mod clock;
 mod getpage;
+mod history;
 mod ingest;
 mod redo;
 
@@ -20,6 +21,7 @@ pub struct Bench {
 enum Verb {
     Bucket(bucket::BenchBucket),
     Getpage(getpage::GetPage),
+    History(history::BenchHistory),
     Ingest(ingest::BenchIngest),
     Redo(redo::BenchRedo),
 }
@@ -29,6 +31,7 @@ pub fn run(arguments: &Bench) -> Result<()> {
     match &arguments.verb {
         Verb::Bucket(arguments) => on_all_cores(bucket::run(arguments)),
         Verb::Getpage(arguments) => getpage::run(arguments),
+        Verb::History(arguments) => on_all_cores(history::run(arguments)),
         Verb::Ingest(arguments) => on_all_cores(ingest::run(arguments)),
         Verb::Redo(arguments) => {
             redo::run(arguments);

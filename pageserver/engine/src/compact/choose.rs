@@ -134,9 +134,11 @@ pub fn choose(view: &View, policy: &CompactionPolicy, avoid: &[KeyRange]) -> Cho
         return merge_l0(view, policy, cut);
     }
     for shelf in shelves.iter().filter(|shelf| is_clear(&shelf.keys)) {
-        if let Some(job) = flatten(shelf, view, policy, &cut) {
-            jobs.push(job);
-        } else if let Some(job) = trim(shelf, view, policy, &cut) {
+        if let Some((urgency, job)) = flatten(shelf, view, policy, &cut) {
+            // What is about to be collected makes the stack lower, too, and what it drops need not be merged before.
+            let collected = trim(shelf, view, policy, &cut, true).filter(|(_, job)| lowers(shelf, job));
+            jobs.push(collected.map_or((urgency, job), |(_, collected)| (urgency, collected)));
+        } else if let Some(job) = trim(shelf, view, policy, &cut, false) {
             jobs.push(job);
         }
     }
@@ -240,6 +242,13 @@ fn flatten(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key]) 
     Some((urgency, merge(&above, cuts)?))
 }
 
+/// Whether a job leaves at least two deltas fewer than there were below its split.
+fn lowers(shelf: &Shelf, job: &Choice) -> bool {
+    let Choice::Trim { split, images, .. } = job else { return false };
+    let below = shelf.deltas().iter().filter(|layer| layer.name.lsns().end.0 - 1 <= split.0).count();
+    below >= if *images { 1 } else { 3 }
+}
+
 /// Merges the newest deltas of like size: each at most twice what is above it, but two at least.
 fn merge(newest_first: &[&LayerFacts], cuts: &[Key]) -> Option<Choice> {
     // What was written together is one step of the stack.
@@ -263,8 +272,8 @@ fn merge(newest_first: &[&LayerFacts], cuts: &[Key]) -> Option<Choice> {
     (steps.len() > 1).then(|| Choice::Merge { inputs: names(&inputs), keys, lsns, cuts: cuts.to_vec() })
 }
 
-/// A shelf on which much can be collected.
-fn trim(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key]) -> Option<Job> {
+/// A shelf on which much can be collected. `eager` halves what counts as much: when something must be rewritten anyway.
+fn trim(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key], eager: bool) -> Option<Job> {
     let retention = &view.retention;
     let split = split_at(shelf, retention.cutoff)?;
     let points = retention.points_to(split);
@@ -274,27 +283,39 @@ fn trim(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key]) -> 
         let share = (split.0 + 1).saturating_sub(lsns.start.0) as f64 / (lsns.end.0 - lsns.start.0) as f64;
         (layer.size as f64 * share.min(1.0)) as u64
     };
-    let deltas: Vec<&LayerFacts> =
-        shelf.deltas().into_iter().filter(|layer| layer.name.lsns().start <= split).collect();
+    let (deltas, later): (Vec<&LayerFacts>, Vec<&LayerFacts>) =
+        shelf.deltas().into_iter().partition(|layer| layer.name.lsns().start <= split);
     let is_trimmed = |layer: &LayerFacts| {
         let still_read = |point: &Lsn| *point >= split || retention.keeps(*point);
         // The last of its points is where the cutoff was then; later ones took over from it.
         layer.trimmed_for.as_ref().is_some_and(|points| points.iter().rev().skip(1).all(still_read))
     };
-    let (trimmed, fresh): (Vec<&LayerFacts>, Vec<&LayerFacts>) =
+    let (old, fresh): (Vec<&LayerFacts>, Vec<&LayerFacts>) =
         deltas.iter().partition(|layer| is_trimmed(layer));
     let garbage: u64 = fresh.iter().map(|layer| below(layer)).sum();
-    let trimmed = total(trimmed);
+    let crossing = total(deltas.iter().copied()) - deltas.iter().map(|layer| below(layer)).sum::<u64>();
+    let above = total(later) + crossing;
+    let trimmed: u64 = old.iter().map(|layer| below(layer)).sum();
     let first = points.first().copied().unwrap_or(split).min(split);
     let images = shelf.newest_images(first);
     let readable = total(images.iter().copied());
-    if garbage <= policy.little || (garbage as f64) < policy.garbage * (readable + trimmed) as f64 {
+    let stale = images.iter().any(|image| image.name.lsns().start < first);
+    let has_points = points.iter().any(|point| *point < retention.cutoff);
+    let may_image = !view.is_branch && !images.is_empty() && stale;
+    // What was trimmed for the cutoff alone says again what images say: new ones take both over. What was trimmed for points must stay.
+    let doubled = if may_image && !has_points { trimmed } else { 0 };
+    let wanted = (readable + trimmed - doubled + above) as f64;
+    let enough = policy.garbage * wanted * if eager { 0.5 } else { 1.0 };
+    let waste = garbage + doubled;
+    if garbage <= policy.little || (waste as f64) < enough {
         return None;
     }
-    // Images made long before the first point are half forgotten when much was written above them.
-    let forgotten = trimmed as f64 >= policy.garbage * readable as f64 || garbage as f64 >= readable as f64;
-    let stale = images.iter().any(|image| image.name.lsns().start < first);
-    let new_images = !view.is_branch && !images.is_empty() && stale && forgotten;
+    // Either way is judged by what is written for each byte that goes. How much of what is fresh stays when it is trimmed is known from what stayed before.
+    let survives = survival(&old, trimmed, &fresh, garbage, split);
+    let stays = trimmed as f64 + survives * garbage as f64;
+    let by_trimming = (stays + crossing as f64) / ((1.0 - survives) * garbage as f64);
+    let by_imaging = (readable + crossing) as f64 / waste as f64;
+    let new_images = may_image && (by_imaging <= by_trimming || garbage >= readable);
     let older = |layer: &&LayerFacts| !layer.name.is_delta() && layer.name.lsns().start <= split;
     let all_images: Vec<&LayerFacts> = shelf.layers.iter().filter(older).collect();
     let (inputs, base): (Vec<&LayerFacts>, Vec<&LayerFacts>) = if new_images {
@@ -312,10 +333,28 @@ fn trim(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key]) -> 
         )
     };
     let (_, lsns) = union(inputs.iter().map(|layer| &layer.name).filter(|name| name.is_delta()))?;
-    let gain = garbage as f64 / (readable + trimmed + garbage) as f64;
+    let gain = waste as f64 / (wanted + waste as f64);
     let keys = shelf.keys.clone();
     let (inputs, base) = (names(&inputs), names(&base));
     Some((gain, Choice::Trim { inputs, base, keys, lsns, split, images: new_images, cuts: cuts.to_vec() }))
+}
+
+/// Which part of fresh bytes will stay when they are trimmed: what stayed of earlier ones for each byte of WAL, beside what these have. Where nothing was
+/// trimmed yet, half: then trying is cheap.
+fn survival(old: &[&LayerFacts], trimmed: u64, fresh: &[&LayerFacts], garbage: u64, split: Lsn) -> f64 {
+    const UNKNOWN: f64 = 0.5;
+    const MOST: f64 = 0.95;
+    let span = |layers: &[&LayerFacts]| {
+        let start = layers.iter().map(|layer| layer.name.lsns().start).min()?;
+        let end = layers.iter().map(|layer| layer.name.lsns().end).max()?;
+        Some(end.min(split.add(1)).since(start).max(1) as f64)
+    };
+    match (span(old), span(fresh)) {
+        (Some(old), Some(fresh)) if trimmed > 0 && garbage > 0 => {
+            ((trimmed as f64 / old) / (garbage as f64 / fresh)).min(MOST)
+        }
+        _ => UNKNOWN,
+    }
 }
 
 /// Up to where a shelf's history is trimmed: the highest LSN up to the cutoff that no delta reaches across, if that leaves little; else the cutoff.
@@ -448,6 +487,41 @@ mod tests {
             panic!("nothing trimmed");
         };
         assert_eq!((images, inputs.len()), (true, 3));
+    }
+
+    #[test]
+    fn what_is_kept_above_the_cutoff_allows_for_more_garbage_below_it() {
+        let with = |above| [base(), vec![delta(0..9, 11..21, 30), delta(0..9, 21..31, above)]].concat();
+        let choice = |above| choose(&view(vec![], with(above), 20, &[]), &policy(), &[]);
+        assert!(matches!(choice(10), Choice::Trim { .. }));
+        assert_eq!(choice(100), Choice::Rest);
+    }
+
+    #[test]
+    fn images_are_made_anew_when_little_of_what_is_trimmed_goes_and_not_while_much_does() {
+        let choice = |trimmed, fresh| {
+            let old = LayerFacts { trimmed_for: Some(vec![Lsn(20)]), ..delta(0..9, 11..21, trimmed) };
+            let rest = [base(), vec![old, delta(0..9, 21..31, fresh)]].concat();
+            match choose(&view(vec![], rest, 30, &[]), &policy(), &[]) {
+                Choice::Trim { images, .. } => Some(images),
+                _ => None,
+            }
+        };
+        assert_eq!(choice(2, 25), Some(false), "of ten bytes one stays");
+        assert_eq!(choice(15, 20), Some(true), "of four bytes three stay");
+        assert_eq!(choice(2, 10), None);
+    }
+
+    #[test]
+    fn a_deep_stack_that_is_about_to_be_collected_is_not_merged_before() {
+        let deltas = |sizes: [u64; 4]| {
+            let delta = |(n, size): (usize, &u64)| delta(0..9, 11 + n as u64 * 10..21 + n as u64 * 10, *size);
+            [base(), sizes.iter().enumerate().map(delta).collect()].concat()
+        };
+        let choice = |sizes, cutoff| choose(&view(vec![], deltas(sizes), cutoff, &[]), &policy(), &[]);
+        let Choice::Trim { split, .. } = choice([5, 5, 5, 2], 40) else { panic!("not collected") };
+        assert_eq!(split, Lsn(40));
+        assert!(matches!(choice([5, 5, 5, 2], 20), Choice::Merge { .. }), "little of it can go");
     }
 
     #[test]

@@ -69,7 +69,7 @@ pub struct FailedJob {
 /// What a job did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Done {
-    /// What it was: `drop`, `merge`, `image`, `trim`.
+    /// What it was: `drop`; `merge`, of deltas straight from the tail; `stack`, of others; `image`; `trim`.
     pub kind: &'static str,
     /// Layers that went.
     pub removed: usize,
@@ -159,6 +159,7 @@ async fn carry_out(
             let trimmed_for = (retention.cutoff > top).then(|| noted(&points));
             let rules = Rules { points, images: false, above: true, chain: policy.chain };
             let lower = Deltas::new(lsns.clone(), trimmed_for);
+            let kind = if inputs[0].is_l0() { "merge" } else { "stack" };
             let rewrite = Rewrite {
                 keys,
                 below: before(lsns.start),
@@ -169,7 +170,7 @@ async fn carry_out(
                 cuts,
                 read: reading(&layers, false),
             };
-            ("merge", rewrite, layers)
+            (kind, rewrite, layers)
         }
         Choice::Image { inputs, keys, at, cuts } => {
             let layers = found(&snapshot, &inputs)?;

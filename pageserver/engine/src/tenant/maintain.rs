@@ -3,9 +3,9 @@
 //! A timeline is looked at when its layers have changed since it was at rest, and when its cutoff may move. The deepest goes first. A job that fails
 //! leaves its keys alone for a while, a longer one each time; everything else of the timeline goes on.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use model::{KeyRange, TenantId, TimelineId};
@@ -73,6 +73,26 @@ pub struct MaintenanceCounts {
     pub cutoffs: AtomicU64,
     /// Orphans deleted.
     pub orphans: AtomicU64,
+    /// Jobs and bytes by what the jobs were.
+    kinds: Mutex<BTreeMap<&'static str, KindCounts>>,
+}
+
+/// What jobs of one kind have done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KindCounts {
+    /// How many there were.
+    pub jobs: u64,
+    /// Bytes of layers that they wrote.
+    pub written_bytes: u64,
+    /// Bytes of layers that they replaced.
+    pub removed_bytes: u64,
+}
+
+impl MaintenanceCounts {
+    /// What jobs of each kind have done; the names are those of [`Done::kind`].
+    pub fn kinds(&self) -> BTreeMap<&'static str, KindCounts> {
+        self.kinds.lock().expect("no holder panics").clone()
+    }
 }
 
 type Id = (TenantId, TimelineId);
@@ -233,6 +253,11 @@ impl Tenants {
         counts.jobs.fetch_add(1, Relaxed);
         counts.written_bytes.fetch_add(done.added_bytes, Relaxed);
         counts.removed_bytes.fetch_add(done.removed_bytes, Relaxed);
+        let mut kinds = counts.kinds.lock().expect("no holder panics");
+        let kind = kinds.entry(done.kind).or_default();
+        kind.jobs += 1;
+        kind.written_bytes += done.added_bytes;
+        kind.removed_bytes += done.removed_bytes;
     }
 
     async fn sweep_due(&self, settings: &Maintenance, last: &mut HashMap<TenantId, Instant>) {
