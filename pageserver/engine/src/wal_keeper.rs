@@ -219,7 +219,7 @@ impl WalKeeper {
                 () = room => {}
             }
         }
-        let must_seal = {
+        let must_wake = {
             let mut state = self.state();
             if at > state.received {
                 return Err(KeepWalError::Gap { expected: state.received, got: at });
@@ -241,12 +241,15 @@ impl WalKeeper {
             state.remember(fresh);
             state.pending += fresh.len();
             memory.take(fresh.len());
+            // Whoever stores has no deadline as long as there is nothing, and must hear of the first bytes.
+            let is_first = state.first_pending.is_none();
             state.first_pending.get_or_insert_with(Instant::now);
-            state.pending >= self.shared.policy.seal_bytes
+            is_first
+                || state.pending >= self.shared.policy.seal_bytes
                 || (state.pending >= OWN_SHARE
                     && (state.pending - fresh.len() < OWN_SHARE || memory.is_short()))
         };
-        if must_seal {
+        if must_wake {
             self.shared.work.notify_one();
         }
         Ok(())
