@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use codec::index_part::IndexPart;
 use codec::page::ZERO_PAGE;
 use engine::as_of::{AsOf as _, ReadError};
+use engine::collect::KeepHistory;
 use engine::object_path::ObjectPath;
 use engine::ports::{Bucket as _, ListRequest};
 use engine::stored_wal::{StoredWal, wal_path};
@@ -42,6 +43,10 @@ pub struct Reader<'a> {
     pub timeline: &'a Timeline,
     /// What must be answered.
     pub history: &'a History,
+    /// What was promised.
+    pub ledger: &'a Ledger,
+    /// How much history is kept.
+    pub keep: Option<KeepHistory>,
     /// Nothing stands in the way of an answer.
     pub must_answer: bool,
 }
@@ -51,8 +56,32 @@ impl Reader<'_> {
         self.world.violate(|| format!("p{} line {}: {}", self.process.id, self.line, what()));
     }
 
+    /// Whether what the line was at `lsn` must be readable now.
+    pub fn must_be_kept(&self, lsn: Lsn) -> bool {
+        let leases = !self.world.clock_was_ahead();
+        self.ledger.must_keep(self.line, lsn, self.keep, self.world.time(), leases)
+    }
+
+    /// Whether the engine says now that this can be read.
+    fn is_kept(&self, lsn: Lsn) -> bool {
+        self.timeline.check_kept(lsn).is_ok()
+    }
+
+    /// Something was read. That must not be where the engine had said before that it cannot be.
+    fn answered(&self, what: &dyn std::fmt::Display, lsn: Lsn, was_kept: bool) {
+        if !was_kept {
+            self.wrong(|| format!("{what} at {lsn} was read, though history of then is not kept"));
+        }
+    }
+
     /// What to make of a read that failed.
     fn failed(&self, what: &dyn std::fmt::Display, lsn: Lsn, error: &ReadError) -> Seen {
+        if let ReadError::BehindCutoff { asked, cutoff } = error {
+            if self.must_be_kept(lsn) && self.process.is_alive() {
+                self.wrong(|| format!("{what} at {lsn} is not kept, but must be: asked for {asked}, cutoff {cutoff}"));
+            }
+            return Seen::Unanswered;
+        }
         let story = story(error);
         let generation = self.process.tenant().map_or(Generation(0), |tenant| tenant.claim().generation());
         let is_newest = self.world.superseded_since(generation).is_none();
@@ -66,7 +95,11 @@ impl Reader<'_> {
     }
 
     async fn page(&self, rel: RelTag, block: u32, lsn: Lsn) -> Seen {
+        let was_kept = self.is_kept(lsn);
         let answer = self.timeline.page(rel, block, lsn).await;
+        if answer.is_ok() {
+            self.answered(&format_args!("block {block} of {rel}"), lsn, was_kept);
+        }
         let wanted = self.history.page(rel, block, lsn);
         let same = match (&answer, &wanted) {
             (Err(ReadError::MissingKey { .. }), PageThere::NoRelation) => return Seen::Same,
@@ -90,9 +123,11 @@ impl Reader<'_> {
     }
 
     async fn size(&self, rel: RelTag, lsn: Lsn) -> Seen {
+        let was_kept = self.is_kept(lsn);
         match self.timeline.rel_size(rel, lsn).await {
             Err(error) => self.failed(&format_args!("size of {rel}"), lsn, &error),
             Ok(size) => {
+                self.answered(&format_args!("size of {rel}"), lsn, was_kept);
                 let wanted = self.history.size(Key::rel_size(rel), lsn);
                 if size != wanted {
                     self.wrong(|| format!("size of {rel} at {lsn} is {size:?}, and must be {wanted:?}"));
@@ -166,7 +201,7 @@ impl Reader<'_> {
                         0 => lsn,
                         _ if changes.is_empty() => lsn,
                         1 => *dice.pick(&changes),
-                        _ => Lsn(dice.pick(&changes).0 - 1).max(self.history.base),
+                        _ => Lsn(dice.pick(&changes).0 - 8).max(self.history.base),
                     };
                     self.page(rel, block, lsn).await
                 }
@@ -179,12 +214,33 @@ impl Reader<'_> {
         self.world.compared(compared);
     }
 
+    /// Where history that is known without gaps begins.
+    fn known_from(&self) -> Lsn {
+        let mut from = self.timeline.retention().cutoff;
+        let (mut line, mut at) = (self.line, Lsn::MAX);
+        loop {
+            let (parent, began) = {
+                let lines = self.ledger.lines();
+                (lines[line].parent, lines[line].cluster.as_ref().map_or(Lsn(0), |cluster| cluster.tli_from))
+            };
+            let Some(parent) = parent else { return from };
+            (line, at) = (parent, at.min(began));
+            let id = self.ledger.lines()[line].id;
+            let cutoff = self.process.tenant().and_then(|tenant| tenant.timeline(id).ok());
+            from = from.max(cutoff.map_or(at, |timeline| timeline.retention().cutoff.min(at)));
+        }
+    }
+
     fn any_lsn(&self, dice: &mut Dice, last: Lsn) -> Lsn {
-        let base = self.history.base;
-        match dice.below(4) {
+        let (base, cutoff) = (self.history.base, self.timeline.retention().cutoff.min(last));
+        let points = self.ledger.points(self.line, self.world.time(), true);
+        match dice.below(8) {
             0 => last,
             1 => base,
-            _ => self.history.record_end_at(Lsn(dice.from(base.0..last.0 + 1))),
+            2 => self.history.record_end_at(Lsn(dice.from(base.0..last.0 + 1))),
+            3 | 4 if !points.is_empty() => *dice.pick(&points),
+            5 => cutoff.max(base),
+            _ => self.history.record_end_at(Lsn(dice.from(cutoff.max(base).0..last.0 + 1))),
         }
     }
 
@@ -235,9 +291,14 @@ impl Reader<'_> {
                     continue;
                 }
             };
+            let around = self.history.around(time, base, before);
+            // What happened before is not known any more.
+            if around.0.is_none_or(|lsn| lsn < self.known_from()) && self.known_from() > base {
+                continue;
+            }
             // The base is as old as the epoch, by its checkpoint.
             let base_is_older = time.to_system_time() > SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1);
-            let wanted = match self.history.around(time, base, before) {
+            let wanted = match around {
                 (Some(lsn), Some(_)) => LsnAt::Present(lsn),
                 (Some(_), None) => LsnAt::Future(before),
                 (None, Some(_)) if base_is_older => LsnAt::Present(base),
@@ -395,6 +456,39 @@ pub fn bucket(world: &World, ledger: &Ledger, time: SystemTime) {
             if !is_kept {
                 world.violate(|| format!("{lsn} of line {number} was leased, and the index does not say so"));
             }
+        }
+    }
+}
+
+/// Whether something is there that nothing names, though it was looked for.
+pub fn orphans(world: &World, ledger: &Ledger, own: Generation) {
+    let paths = objects(world);
+    let mut named: BTreeSet<String> = BTreeSet::new();
+    let mut lines: BTreeSet<TimelineId> = BTreeSet::new();
+    for line in ledger.lines().iter() {
+        let Some((generation, index)) = newest_index(world, line.id, &paths) else { continue };
+        if generation != own || index.deleted_at.is_some() {
+            continue;
+        }
+        lines.insert(line.id);
+        for (name, metadata) in &index.layer_metadata {
+            let name = model::LayerObjectName { layer: name.clone(), generation: metadata.generation };
+            named.insert(ObjectPath::Layer { tenant: shard(), timeline: line.id, name }.to_string());
+        }
+        for object in index.palimpsest.iter().flat_map(|ours| &ours.wal_objects) {
+            let (tli, start, end, generation) = (object.tli, object.start, object.end, object.generation);
+            named.insert(wal_path(shard(), line.id, &StoredWal { tli, start, end, generation, size: object.size }));
+        }
+    }
+    for path in &paths {
+        let timeline = match path.parse() {
+            Ok(ObjectPath::Layer { timeline, .. }) => timeline,
+            Ok(ObjectPath::Wal { timeline, generation, .. }) if generation != own => timeline,
+            _ => continue,
+        };
+        // Of one whose deletion was begun, what remains goes when it is asked for again.
+        if lines.contains(&timeline) && !named.contains(path) {
+            world.violate(|| format!("{path} is there, and nothing names it"));
         }
     }
 }

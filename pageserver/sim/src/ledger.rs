@@ -4,7 +4,8 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use model::{Generation, Lsn, TenantShardId, TimelineId, Tli};
+use engine::collect::KeepHistory;
+use model::{Generation, Lsn, PgTimestamp, TenantShardId, TimelineId, Tli};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -110,6 +111,17 @@ impl Ledger {
         Ok(())
     }
 
+    /// Whether what a line was at `lsn` must be readable, when so much history is kept, and leases count.
+    pub fn must_keep(&self, number: usize, lsn: Lsn, keep: Option<KeepHistory>, now: SystemTime, leases: bool) -> bool {
+        let Some(keep) = keep else { return true };
+        must_keep(&self.lines(), number, lsn, keep, now, leases)
+    }
+
+    /// LSNs of a line that must be readable for a reason of their own.
+    pub fn points(&self, number: usize, now: SystemTime, leases: bool) -> Vec<Lsn> {
+        points(&self.lines(), number, now, leases)
+    }
+
     /// Which line a timeline is.
     pub fn number_of(&self, id: TimelineId) -> Option<usize> {
         self.lines().iter().position(|line| line.id == id)
@@ -190,6 +202,43 @@ impl Ledger {
         line.reported = line.reported.max(lsn);
         Ok(())
     }
+}
+
+fn must_keep(lines: &[Line], number: usize, lsn: Lsn, keep: KeepHistory, now: SystemTime, leases: bool) -> bool {
+    let line = &lines[number];
+    let Some(cluster) = &line.cluster else { return false };
+    let began = cluster.tli_from;
+    let old = PgTimestamp::from_system_time(now.checked_sub(keep.interval).unwrap_or(SystemTime::UNIX_EPOCH));
+    let by_time = if keep.interval.is_zero() {
+        Some(cluster.history.end())
+    } else {
+        // Only commits of its own make a timeline's history old.
+        let own = cluster.history.commits.iter().filter(|(at, _)| *at > began || line.parent.is_none());
+        own.filter(|(_, time)| *time <= old).map(|(at, _)| *at).last()
+    };
+    let by_bytes = Lsn(cluster.history.end().0.saturating_sub(keep.bytes));
+    let is_kept = by_time.is_none_or(|by_time| lsn >= by_time.min(by_bytes))
+        || points(lines, number, now, leases).contains(&lsn);
+    match line.parent {
+        Some(parent) if lsn <= began => {
+            // At its very beginning it is itself the reason why its parent keeps that.
+            is_kept && (lsn == began || must_keep(lines, parent, lsn, keep, now, leases))
+        }
+        _ => is_kept,
+    }
+}
+
+fn points(lines: &[Line], number: usize, now: SystemTime, leases: bool) -> Vec<Lsn> {
+    let own = lines[number].leases.iter().filter(|(_, until)| leases && *until > now).map(|(lsn, _)| *lsn);
+    let mut all: Vec<Lsn> = own.collect();
+    for (child, line) in lines.iter().enumerate().filter(|(_, line)| line.parent == Some(number)) {
+        if let (Some(cluster), Sure::Yes, Sure::No) = (&line.cluster, line.made, line.deleted) {
+            let at = cluster.tli_from;
+            all.push(at);
+            all.extend(points(lines, child, now, leases).into_iter().filter(|lsn| *lsn < at));
+        }
+    }
+    all
 }
 
 fn line(number: usize, parent: Option<usize>) -> Line {

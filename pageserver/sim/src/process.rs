@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use engine::bucket::retry::{BucketMetrics, RetryPolicy, RetryingBucket};
 use engine::budget::TailBudget;
-use engine::chunk_cache::{CacheLimits, ChunkCache};
+use engine::chunk_cache::{CacheLimits, ChunkCache, Watermarks};
 use engine::claim::ValidateError;
+use engine::collect::KeepHistory;
+use engine::compact::CompactionPolicy;
 use engine::disk::MemoryDisk;
+use engine::heatmap::{HeatMapPolicy, HeatMaps};
 use engine::ports::Bucket;
-use engine::tenant::{Tenant, Tenants, TimelineView};
+use engine::tenant::{Maintenance, Tenant, Tenants, TimelineView};
 use engine::timeline::{Timeline, TimelinePolicy};
 use engine::wal_keeper::WalKeeping;
 use engine::wal_memory::WalMemory;
@@ -35,6 +38,10 @@ pub struct Settings {
     wal_memory: usize,
     tail_budget: usize,
     cache: CacheLimits,
+    max_chain: usize,
+    maintenance: Option<Maintenance>,
+    /// Heat maps are saved, and fetched from. That looks around so often that days take long.
+    pub heat: bool,
     /// Bytes of a process's disk.
     disk: u64,
     /// How often an owner looks whether there is a newer one while it follows a source.
@@ -59,11 +66,24 @@ impl Settings {
             validate_every: Duration::from_secs(*dice.pick(&[1, 60])),
             wal_memory: *dice.pick(&[128 << 10, 256 << 20]),
             tail_budget: *dice.pick(&[128 << 10, 1 << 20, 64 << 20]),
-            cache: CacheLimits { memory: *dice.pick(&[0, 16 << 20]), disk: *dice.pick(&[256 << 10, 64 << 20]) },
+            cache: CacheLimits {
+                memory: *dice.pick(&[0, 16 << 20]),
+                index_memory: *dice.pick(&[0, 4 << 20]),
+                disk: *dice.pick(&[256 << 10, 64 << 20]),
+                watermarks: Watermarks { most_used_percent: 80, least_free: 0 },
+            },
+            max_chain: *dice.pick(&[2, 8, 24]),
+            maintenance: dice.permille(800).then(|| maintenance(&mut dice)),
+            heat: dice.permille(150),
             disk: 1 << 30,
             claims_every: Duration::from_secs(*dice.pick(&[60, 600])),
             message: *dice.pick(&[300, 8 << 10, 128 << 10]),
         }
+    }
+
+    /// How much history is kept; all of it when nobody collects.
+    pub fn keep(&self) -> Option<KeepHistory> {
+        self.maintenance.as_ref().map(|maintenance| maintenance.keep)
     }
 
     fn policy(&self) -> TimelinePolicy {
@@ -71,6 +91,8 @@ impl Settings {
             freeze_bytes: self.freeze_bytes,
             max_wal_objects: self.max_wal_objects,
             max_frozen: self.max_frozen,
+            max_chain: self.max_chain,
+            max_l0: self.maintenance.as_ref().map(|maintenance| maintenance.compaction.l0_limit),
             wal: WalKeeping {
                 seal_bytes: self.seal_bytes,
                 seal_age: self.seal_age,
@@ -80,6 +102,35 @@ impl Settings {
                 memory: WalMemory::new(self.wal_memory),
             },
         }
+    }
+}
+
+/// Small layers and little history, so that much is rewritten.
+fn maintenance(dice: &mut Dice) -> Maintenance {
+    let l0_merge = dice.from(2..5) as usize;
+    // Layers, shelves and jobs stand to each other about as they do in use.
+    let layer_bytes = *dice.pick(&[16 << 10, 64 << 10, 512 << 10]);
+    let compaction = CompactionPolicy {
+        l0_merge,
+        l0_limit: l0_merge + dice.from(1..4) as usize,
+        max_deltas: dice.from(1..4) as usize,
+        image_after: *dice.pick(&[0.5, 1.0, 3.0]),
+        garbage: *dice.pick(&[0.05, 0.2]),
+        little: *dice.pick(&[1, layer_bytes / 8]),
+        shelf_bytes: layer_bytes * dice.from(2..8),
+        layer_bytes,
+        job_bytes: layer_bytes * dice.from(8..32),
+        chain: *dice.pick(&[2, 8, 24]),
+    };
+    let interval = Duration::from_secs(*dice.pick(&[0, 60, 3_600, 604_800]));
+    let bytes = *dice.pick(&[0, 16 << 10, 256 << 10, 64 << 20]);
+    Maintenance {
+        compaction,
+        keep: KeepHistory { interval, bytes },
+        period: Duration::from_secs(*dice.pick(&[2, 60])),
+        collect_period: Duration::from_secs(*dice.pick(&[5, 600])),
+        at_once: dice.from(1..4) as usize,
+        grace: Duration::from_secs(*dice.pick(&[600, 86_400])),
     }
 }
 
@@ -102,22 +153,40 @@ impl Process {
         let id = world.new_process();
         let disk = Arc::new(MemoryDisk::new(settings.disk));
         let bucket: Arc<dyn Bucket> = Arc::new(SimBucket::new(Arc::clone(world), id));
-        let policy = RetryPolicy::default();
+        let policy = RetryPolicy { spread_from: id as u64, ..RetryPolicy::default() };
         let bucket: Arc<dyn Bucket> =
             Arc::new(RetryingBucket::new(bucket, policy, BucketMetrics::new(), CancellationToken::new()));
         let cache = ChunkCache::new(Arc::clone(&bucket), disk, settings.cache).expect("the disk is there");
+        let maps = settings.heat.then(|| (Arc::clone(&cache), HeatMapPolicy::default()));
         let clock = Arc::new(SimClock::new(Arc::clone(world), id));
         let budget = Arc::new(TailBudget::new(settings.tail_budget));
         let tenants = Tenants::new(bucket, cache, budget, settings.policy(), clock);
         world.tell(|| format!("p{id} starts"));
-        Arc::new(Process {
+        let process = Arc::new(Process {
             id,
             tenants,
             world: Arc::clone(world),
             ledger: Arc::clone(ledger),
             settings: settings.clone(),
             tasks: Mutex::default(),
-        })
+        });
+        process.look_after(maps);
+        process
+    }
+
+    /// What a server does by itself.
+    fn look_after(self: &Arc<Self>, maps: Option<(Arc<ChunkCache>, HeatMapPolicy)>) {
+        let stop = CancellationToken::new();
+        if let Some(maintenance) = self.settings.maintenance.clone() {
+            let (tenants, stop) = (self.tenants.clone(), stop.clone());
+            self.spawn(async move { tenants.maintain(maintenance, stop).await });
+        }
+        if let Some((cache, policy)) = maps {
+            let maps = HeatMaps::new(self.tenants.clone(), Arc::clone(&cache), policy);
+            self.spawn(cache.keep(stop.clone()));
+            self.spawn(maps.clone().save(stop.clone()));
+            self.spawn(maps.warm_up(stop));
+        }
     }
 
     /// Whether it is alive.

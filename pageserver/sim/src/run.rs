@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use engine::as_of::ReadError;
 use engine::import::LayerOut as _;
 use engine::import_session::{ImportPlan, ImportedBase};
 use engine::tenant::{BranchPoint, ChangeError, NotFound};
@@ -151,7 +152,9 @@ impl Run {
 
     async fn play(self: &Arc<Self>, scenario: &Scenario) {
         for (number, step) in scenario.steps.iter().enumerate() {
-            tokio::time::sleep(Duration::from_millis(step.after)).await;
+            // Who looks around every second does so a hundred thousand times a day.
+            let most = if self.settings.heat { 3_600_000 } else { u64::MAX };
+            tokio::time::sleep(Duration::from_millis(step.after.min(most))).await;
             if self.world.violation().is_some() {
                 return;
             }
@@ -314,6 +317,7 @@ impl Run {
                     this.world.tell(|| format!("line {line} was not promised: {}", story(&error)));
                     let is_wrong = match &error {
                         ChangeError::Refused(_) => wanted.is_some(),
+                        ChangeError::Read(ReadError::BehindCutoff { asked, .. }) => this.must_keep(parent, *asked),
                         ChangeError::Conflict(_) | ChangeError::Buried(_) => true,
                         _ => false,
                     };
@@ -385,7 +389,12 @@ impl Run {
                         this.ledger.lines()[line].leases.push((lsn, until));
                     }
                 }
-                Err(LeaseError::TooOld { .. } | LeaseError::Future { .. } | LeaseError::NoPostgres) => {
+                Err(LeaseError::TooOld { .. }) => {
+                    if this.must_keep(line, lsn) && process.is_alive() {
+                        this.world.violate(|| format!("{lsn} of line {line} is too old to be leased"));
+                    }
+                }
+                Err(LeaseError::Future { .. } | LeaseError::NoPostgres) => {
                     this.world.violate(|| format!("{lsn} of line {line} was not leased"));
                 }
                 Err(_) => {}
@@ -407,6 +416,8 @@ impl Run {
                 line,
                 timeline: &timeline,
                 history: &history,
+                ledger: &this.ledger,
+                keep: this.settings.keep(),
                 must_answer: false,
             };
             match reading {
@@ -496,6 +507,8 @@ impl Run {
                 line,
                 timeline: &timeline,
                 history: &history,
+                ledger: &self.ledger,
+                keep: self.settings.keep(),
                 must_answer: true,
             };
             reader.everything(moments, &mut dice).await;
@@ -505,6 +518,11 @@ impl Run {
                 return;
             }
         }
+    }
+
+    fn must_keep(&self, line: usize, lsn: Lsn) -> bool {
+        let leases = !self.world.clock_was_ahead();
+        self.ledger.must_keep(line, lsn, self.settings.keep(), self.world.time(), leases)
     }
 
     fn now(&self) -> SystemTime {
@@ -530,6 +548,8 @@ impl Run {
             });
             ends.collect()
         };
+        // Whatever was on its way has arrived by then.
+        tokio::time::sleep(Duration::from_hours(2)).await;
         self.start().await;
         let Some(process) = self.newest() else {
             return self.world.violate(|| "the tenant cannot be opened from the bucket alone".into());
@@ -544,6 +564,23 @@ impl Run {
             }
         }
         self.check_all(&process, 3).await;
+        self.leave_nothing_behind(&process).await;
+    }
+
+    /// What nothing names goes; all that stays is named.
+    async fn leave_nothing_behind(&self, process: &Arc<Process>) {
+        tokio::time::sleep(Duration::from_mins(10)).await;
+        let Some(tenant) = process.tenant() else { return };
+        if self.world.violation().is_some() {
+            return;
+        }
+        match process.tenants.sweep_tenant(&tenant, Duration::ZERO, self.now()).await {
+            Ok(count) => self.world.tell(|| format!("{count} orphans went")),
+            Err(error) => return self.world.violate(|| format!("orphans cannot be swept: {}", story(&error))),
+        }
+        tokio::time::sleep(Duration::from_mins(1)).await;
+        check::orphans(&self.world, &self.ledger, tenant.claim().generation());
+        self.check_all(process, 1).await;
     }
 }
 

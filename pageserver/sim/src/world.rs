@@ -225,6 +225,7 @@ impl World {
     pub fn tell(&self, line: impl FnOnce() -> String) {
         let at = self.elapsed().as_millis();
         let mut state = self.state();
+        if std::env::var_os("SIM_LIVE").is_some() { let line = line(); println!("{:>10}.{:03} {line}", at / 1000, at % 1000); return; }
         if let Some(story) = &mut state.story {
             let line = line();
             story.push(format!("{:>10}.{:03} {line}", at / 1000, at % 1000));
