@@ -205,6 +205,11 @@ impl Ledger {
 }
 
 fn must_keep(lines: &[Line], number: usize, lsn: Lsn, keep: KeepHistory, now: SystemTime, leases: bool) -> bool {
+    points(lines, number, now, leases).contains(&lsn) || is_young(lines, number, lsn, keep, now)
+}
+
+/// Whether history of then is kept for its age, here and in ancestors that it is read from.
+fn is_young(lines: &[Line], number: usize, lsn: Lsn, keep: KeepHistory, now: SystemTime) -> bool {
     let line = &lines[number];
     let Some(cluster) = &line.cluster else { return false };
     let began = cluster.tli_from;
@@ -217,14 +222,11 @@ fn must_keep(lines: &[Line], number: usize, lsn: Lsn, keep: KeepHistory, now: Sy
         own.filter(|(_, time)| *time <= old).map(|(at, _)| *at).last()
     };
     let by_bytes = Lsn(cluster.history.end().0.saturating_sub(keep.bytes));
-    let is_kept = by_time.is_none_or(|by_time| lsn >= by_time.min(by_bytes))
-        || points(lines, number, now, leases).contains(&lsn);
+    let is_young_here = by_time.is_none_or(|by_time| lsn >= by_time.min(by_bytes));
     match line.parent {
-        Some(parent) if lsn <= began => {
-            // At its very beginning it is itself the reason why its parent keeps that.
-            is_kept && (lsn == began || must_keep(lines, parent, lsn, keep, now, leases))
-        }
-        _ => is_kept,
+        // At its very beginning it is itself the reason why its parent keeps that.
+        Some(parent) if lsn < began => is_young_here && is_young(lines, parent, lsn, keep, now),
+        _ => is_young_here,
     }
 }
 
