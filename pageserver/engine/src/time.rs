@@ -142,11 +142,7 @@ impl Timeline {
     /// Whether what can be read first began with a checkpoint before `time`. Commits before that checkpoint are older than it, and those since are
     /// in the history.
     async fn base_is_older_than(&self, time: PgTimestamp) -> Result<bool, ReadError> {
-        let stored = self
-            .view()
-            .load_full()
-            .get(Key::CHECKPOINT, self.kept_from())
-            .await?;
+        let stored = self.view().load_full().get(Key::CHECKPOINT, self.kept_from()).await?;
         let checkpoint = stored.and_then(|bytes| CheckPoint::decode(self.facts().pg, &bytes).ok());
         // Its time is in whole seconds, cut off.
         let seconds = checkpoint.and_then(|checkpoint| u64::try_from(checkpoint.time).ok());

@@ -324,7 +324,7 @@ impl RetryingBucket {
         doubled.min(self.policy.longest_pause).mul_f64(1.0 - self.next_fraction() / 2.0)
     }
 
-    /// From 0 to 1, as good as chance: the upper bits of a sequence that meets every number (SplitMix64).
+    /// From 0 to 1, as good as chance: the upper bits of a sequence that meets every number (`SplitMix64`).
     fn next_fraction(&self) -> f64 {
         let mut number = self.spread.fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::Relaxed);
         number = (number ^ number >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);

@@ -141,9 +141,8 @@ impl HeatMaps {
                 }
                 // Spread by the tenants' ids, which are as good as chance, so that not all come at once.
                 let spread = owner_fraction(&tenant);
-                let later = |from: f64| {
-                    Instant::now() + self.policy.period.mul_f64(from + (1.0 - from) * spread)
-                };
+                let later =
+                    |from: f64| Instant::now() + self.policy.period.mul_f64(from + (1.0 - from) * spread);
                 let (at, known) = due.entry(owner(&tenant)).or_insert_with(|| (later(0.0), None));
                 if *at > Instant::now() {
                     continue;

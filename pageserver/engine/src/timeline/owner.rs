@@ -178,9 +178,7 @@ impl Owner {
         };
         // Others may wait for what we hold while nothing comes that would make us look.
         let holds_some = !self.state.open.is_empty() && self.state.frozen.is_empty();
-        let full = async {
-            if holds_some { budget.full().await } else { std::future::pending().await }
-        };
+        let full = async { if holds_some { budget.full().await } else { std::future::pending().await } };
         tokio::select! {
             biased;
             () = self.shared.stop.cancelled() => Event::Stop,
