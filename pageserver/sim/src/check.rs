@@ -78,7 +78,9 @@ impl Reader<'_> {
     fn failed(&self, what: &dyn std::fmt::Display, lsn: Lsn, error: &ReadError) -> Seen {
         if let ReadError::BehindCutoff { asked, cutoff } = error {
             if self.must_be_kept(lsn) && self.process.is_alive() {
-                self.wrong(|| format!("{what} at {lsn} is not kept, but must be: asked for {asked}, cutoff {cutoff}"));
+                self.wrong(|| {
+                    format!("{what} at {lsn} is not kept, but must be: asked for {asked}, cutoff {cutoff}")
+                });
             }
             return Seen::Unanswered;
         }
@@ -185,7 +187,8 @@ impl Reader<'_> {
                 break;
             }
             let lsn = self.any_lsn(dice, last);
-            let rel = if dice.permille(20) || rels.is_empty() { no_such_relation() } else { *dice.pick(&rels) };
+            let rel =
+                if dice.permille(20) || rels.is_empty() { no_such_relation() } else { *dice.pick(&rels) };
             let seen = match dice.below(20) {
                 0 => self.relations(lsn).await,
                 1 => self.transactions(dice.below(5) as u32, lsn).await,
@@ -240,6 +243,10 @@ impl Reader<'_> {
             2 => self.history.record_end_at(Lsn(dice.from(base.0..last.0 + 1))),
             3 | 4 if !points.is_empty() => *dice.pick(&points),
             5 => cutoff.max(base),
+            6 => {
+                let oldest = self.ledger.oldest_kept(self.line, self.keep, self.world.time());
+                oldest.filter(|oldest| *oldest <= last).unwrap_or(last)
+            }
             _ => self.history.record_end_at(Lsn(dice.from(cutoff.max(base).0..last.0 + 1))),
         }
     }
@@ -297,7 +304,8 @@ impl Reader<'_> {
                 continue;
             }
             // The base is as old as the epoch, by its checkpoint.
-            let base_is_older = time.to_system_time() > SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1);
+            let base_is_older =
+                time.to_system_time() > SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1);
             let wanted = match around {
                 (Some(lsn), Some(_)) => LsnAt::Present(lsn),
                 (Some(_), None) => LsnAt::Future(before),
@@ -321,7 +329,11 @@ fn describe(page: &[u8]) -> String {
             whole.copy_from_slice(page);
             let _: &[u8; 1] = head;
             let zeros = if page.iter().all(|byte| *byte == 0) { " (zeros)" } else { "" };
-            format!("a page of {} with checksum {:08x}{zeros}", codec::page::lsn(&whole), crc32c::crc32c(page))
+            format!(
+                "a page of {} with checksum {:08x}{zeros}",
+                codec::page::lsn(&whole),
+                crc32c::crc32c(page)
+            )
         }
         _ => format!("{} bytes", page.len()),
     }
@@ -351,7 +363,9 @@ pub fn promises(world: &World, ledger: &Ledger, process: &Process) {
                 world.violate(|| format!("line {number} is broken: {reason}"));
             }
             (Sure::Yes, Sure::No, Some(TimelineView::Open(_))) => {}
-            (Sure::Yes, Sure::No, _) => world.violate(|| format!("line {number} was promised, and is not there")),
+            (Sure::Yes, Sure::No, _) => {
+                world.violate(|| format!("line {number} was promised, and is not there"));
+            }
             (_, Sure::Yes, Some(TimelineView::Open(_))) => {
                 world.violate(|| format!("line {number} was deleted, and is there again"));
             }
@@ -376,7 +390,11 @@ pub fn objects(world: &World) -> Vec<String> {
 }
 
 /// The newest index of a timeline in the bucket.
-pub fn newest_index(world: &World, timeline: TimelineId, paths: &[String]) -> Option<(Generation, Arc<IndexPart>)> {
+pub fn newest_index(
+    world: &World,
+    timeline: TimelineId,
+    paths: &[String],
+) -> Option<(Generation, Arc<IndexPart>)> {
     let newest = paths
         .iter()
         .filter_map(|path| match path.parse() {
@@ -432,26 +450,36 @@ pub fn bucket(world: &World, ledger: &Ledger, time: SystemTime) {
             match now(world.store().head(&path)) {
                 Ok(meta) if meta.size == metadata.file_size => {}
                 Ok(meta) => world.violate(|| {
-                    format!("{path} has {} bytes, and index {generation} says {}", meta.size, metadata.file_size)
+                    format!(
+                        "{path} has {} bytes, and index {generation} says {}",
+                        meta.size, metadata.file_size
+                    )
                 }),
-                Err(_) => world.violate(|| format!("{path} is missing, and index {generation} of line {number} names it")),
+                Err(_) => world.violate(|| {
+                    format!("{path} is missing, and index {generation} of line {number} names it")
+                }),
             }
         }
         let Some(ours) = &index.palimpsest else {
             world.violate(|| format!("index {generation} of line {number} is not ours"));
             continue;
         };
-        for object in ours.wal_objects.iter().filter(|object| object.end > index.metadata().disk_consistent_lsn) {
+        for object in
+            ours.wal_objects.iter().filter(|object| object.end > index.metadata().disk_consistent_lsn)
+        {
             let (tli, start, end, generation) = (object.tli, object.start, object.end, object.generation);
-            let path = wal_path(shard(), line.id, &StoredWal { tli, start, end, generation, size: object.size });
+            let path =
+                wal_path(shard(), line.id, &StoredWal { tli, start, end, generation, size: object.size });
             if !there.contains(path.as_str()) {
                 world.violate(|| format!("{path} is missing, and the index of line {number} names it"));
             }
         }
-        for (lsn, until) in line.leases.iter().filter(|(_, until)| *until > time && !world.clock_was_ahead()) {
+        for (lsn, until) in line.leases.iter().filter(|(_, until)| *until > time && !world.clock_was_ahead())
+        {
             let is_kept = ours.leases.iter().any(|lease| {
                 // The index keeps whole milliseconds or less.
-                lease.lsn == *lsn && lease.valid_until.to_system_time() + std::time::Duration::from_secs(1) >= *until
+                lease.lsn == *lsn
+                    && lease.valid_until.to_system_time() + std::time::Duration::from_secs(1) >= *until
             });
             if !is_kept {
                 world.violate(|| format!("{lsn} of line {number} was leased, and the index does not say so"));
@@ -477,7 +505,11 @@ pub fn orphans(world: &World, ledger: &Ledger, own: Generation) {
         }
         for object in index.palimpsest.iter().flat_map(|ours| &ours.wal_objects) {
             let (tli, start, end, generation) = (object.tli, object.start, object.end, object.generation);
-            named.insert(wal_path(shard(), line.id, &StoredWal { tli, start, end, generation, size: object.size }));
+            named.insert(wal_path(
+                shard(),
+                line.id,
+                &StoredWal { tli, start, end, generation, size: object.size },
+            ));
         }
     }
     for path in &paths {

@@ -10,7 +10,8 @@ use codec::page::{self, Page, ZERO_PAGE};
 use codec::wal::build::{BlockDraft, RecordDraft, WalBuilder};
 use codec::wal::record::Record;
 use model::{
-    BLOCK_SIZE, Fork, Key, Lsn, PgMajor, PgTimestamp, RelLocator, RelTag, RmgrId, SlruKind, Tli, WalSegmentSize,
+    BLOCK_SIZE, Fork, Key, Lsn, PgMajor, PgTimestamp, RelLocator, RelTag, RmgrId, SlruKind, Tli,
+    WalSegmentSize,
 };
 
 use crate::dice::Dice;
@@ -82,7 +83,7 @@ fn fresh_page(dice: &mut Dice) -> Box<Page> {
     let count = dice.from(1..40) as usize;
     for n in 0..count {
         let at = usize::from(DATA_AT) + 8 * n;
-        page[at..at + 8].copy_from_slice(&dice.next().to_le_bytes());
+        page[at..at + 8].copy_from_slice(&dice.draw().to_le_bytes());
     }
     page
 }
@@ -177,6 +178,7 @@ impl Cluster {
     }
 
     /// A standby of `self` that was promoted at `lsn`, where a record ends.
+    #[must_use]
     pub fn promoted_at(&self, lsn: Lsn, tli: Tli) -> Cluster {
         let history = self.history.up_to(lsn);
         let segment = WalSegmentSize::new(SEGMENT).expect("1 MiB is one");
@@ -247,7 +249,7 @@ impl Cluster {
                 97 => self.log_nothing(dice),
                 98 => self.skip_transactions(dice),
                 _ => self.switch_segment(dice),
-            };
+            }
         }
         // What nobody sees is not asked for either: what is left open ends now.
         if dice.permille(700) {
@@ -312,7 +314,7 @@ impl Cluster {
         let mut data = Vec::new();
         for _ in 0..=dice.skewed(3) {
             let at = usize::from(DATA_AT) + dice.below(500) as usize * 8;
-            let bytes = dice.next().to_le_bytes();
+            let bytes = dice.draw().to_le_bytes();
             let bytes = &bytes[..dice.from(1..9) as usize];
             page[at..at + bytes.len()].copy_from_slice(bytes);
             data.extend_from_slice(&(at as u16).to_le_bytes());
@@ -327,8 +329,11 @@ impl Cluster {
     /// A tuple on a heap page, which is a new one when the last is full or of another kind.
     fn insert(&mut self, dice: &mut Dice) {
         let Some((rel, size)) = self.any_rel(dice) else { return };
-        let is_heap = |page: &Page| page[16..18] == (BLOCK_SIZE as u16).to_le_bytes() && page[14..16] != DATA_AT.to_le_bytes();
-        let heap = (0..size).rev().map(|block| (block, self.page_now(rel, block))).find(|(_, page)| is_heap(page));
+        let is_heap = |page: &Page| {
+            page[16..18] == (BLOCK_SIZE as u16).to_le_bytes() && page[14..16] != DATA_AT.to_le_bytes()
+        };
+        let heap =
+            (0..size).rev().map(|block| (block, self.page_now(rel, block))).find(|(_, page)| is_heap(page));
         let room = |page: &Page| {
             let word = |at: usize| usize::from(u16::from_le_bytes([page[at], page[at + 1]]));
             word(14).saturating_sub(word(12))
@@ -343,7 +348,7 @@ impl Cluster {
         // infomask2 with the number of columns, infomask, header length; then padding and the columns.
         let mut data = [&1u16.to_le_bytes()[..], &0x0802u16.to_le_bytes(), &[24, 0]].concat();
         for _ in 0..dice.from(1..50) {
-            data.extend_from_slice(&dice.next().to_le_bytes());
+            data.extend_from_slice(&dice.draw().to_le_bytes());
         }
         let mut draft = self.draft(RmgrId::HEAP, if is_new { 0x80 } else { 0 }, main);
         draft.blocks.push(BlockDraft { id: 0, rel, block, will_init: is_new, image: None, data });
@@ -363,7 +368,8 @@ impl Cluster {
         let Some((rel, size)) = self.any_rel(dice) else { return };
         let blocks = dice.below(u64::from(size) + 1) as u32;
         let draft = self.draft(RmgrId::SMGR, 0x20, words(&[blocks, rel.spc, rel.db, rel.rel, 7]));
-        let made = if blocks < size { vec![(Key::rel_size(rel), Made::Size(Some(blocks)))] } else { Vec::new() };
+        let made =
+            if blocks < size { vec![(Key::rel_size(rel), Made::Size(Some(blocks)))] } else { Vec::new() };
         self.log(&draft, made);
         self.rels.insert(rel, blocks);
     }
@@ -443,7 +449,7 @@ impl Cluster {
     /// A record that changes nothing, of any size.
     fn log_nothing(&mut self, dice: &mut Dice) {
         let size = dice.skewed(40_000) as usize;
-        let main = (0..size).map(|_| dice.next() as u8).collect();
+        let main = (0..size).map(|_| dice.draw() as u8).collect();
         let draft = RecordDraft::new(RmgrId::XLOG, 0x20, main);
         self.log(&draft, Vec::new());
     }

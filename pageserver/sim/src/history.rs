@@ -66,6 +66,7 @@ impl History {
     }
 
     /// The same history up to `lsn`, for a branch.
+    #[must_use]
     pub fn up_to(&self, lsn: Lsn) -> History {
         let versions = self.versions.iter().filter_map(|(key, versions)| {
             let end = versions.partition_point(|(at, _)| *at <= lsn);
@@ -161,7 +162,8 @@ impl History {
     pub fn around(&self, time: PgTimestamp, from: Lsn, to: Lsn) -> (Option<Lsn>, Option<Lsn>) {
         let counted = || self.commits.iter().filter(move |(lsn, _)| (from..=to).contains(lsn));
         let later = counted().find(|(_, at)| *at > time).map(|(lsn, _)| *lsn);
-        let before = counted().map(|(lsn, _)| *lsn).take_while(|lsn| later.is_none_or(|later| *lsn < later)).last();
+        let before =
+            counted().map(|(lsn, _)| *lsn).take_while(|lsn| later.is_none_or(|later| *lsn < later)).last();
         (before, later)
     }
 }

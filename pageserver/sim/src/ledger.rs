@@ -101,10 +101,14 @@ impl Ledger {
         }
         let Some(parent) = lines[number].parent else { return Ok(()) };
         let Some(theirs) = &lines[parent].cluster else {
-            return Err(Broken(format!("line {number} branched from line {parent}, of which nothing is known")));
+            return Err(Broken(format!(
+                "line {number} branched from line {parent}, of which nothing is known"
+            )));
         };
         if theirs.history.record_end_at(lsn) != lsn {
-            return Err(Broken(format!("line {number} branched at {lsn}, where no record of line {parent} ends")));
+            return Err(Broken(format!(
+                "line {number} branched at {lsn}, where no record of line {parent} ends"
+            )));
         }
         let tli = Tli(theirs.tli.0 + 1);
         lines[number].cluster = Some(theirs.promoted_at(lsn, tli));
@@ -112,9 +116,25 @@ impl Ledger {
     }
 
     /// Whether what a line was at `lsn` must be readable, when so much history is kept, and leases count.
-    pub fn must_keep(&self, number: usize, lsn: Lsn, keep: Option<KeepHistory>, now: SystemTime, leases: bool) -> bool {
+    pub fn must_keep(
+        &self,
+        number: usize,
+        lsn: Lsn,
+        keep: Option<KeepHistory>,
+        now: SystemTime,
+        leases: bool,
+    ) -> bool {
         let Some(keep) = keep else { return true };
         must_keep(&self.lines(), number, lsn, keep, now, leases)
+    }
+
+    /// The oldest record end of a line that must be readable for its age.
+    pub fn oldest_kept(&self, number: usize, keep: Option<KeepHistory>, now: SystemTime) -> Option<Lsn> {
+        let (lines, keep) = (self.lines(), keep?);
+        let records = &lines[number].cluster.as_ref()?.history.records;
+        // Whatever is later than one that must be kept must be, too.
+        let first = records.partition_point(|(_, end)| !is_young(&lines, number, *end, keep, now));
+        records.get(first).map(|(_, end)| *end)
     }
 
     /// LSNs of a line that must be readable for a reason of their own.
@@ -204,7 +224,14 @@ impl Ledger {
     }
 }
 
-fn must_keep(lines: &[Line], number: usize, lsn: Lsn, keep: KeepHistory, now: SystemTime, leases: bool) -> bool {
+fn must_keep(
+    lines: &[Line],
+    number: usize,
+    lsn: Lsn,
+    keep: KeepHistory,
+    now: SystemTime,
+    leases: bool,
+) -> bool {
     points(lines, number, now, leases).contains(&lsn) || is_young(lines, number, lsn, keep, now)
 }
 
@@ -219,7 +246,7 @@ fn is_young(lines: &[Line], number: usize, lsn: Lsn, keep: KeepHistory, now: Sys
     } else {
         // Only commits of its own make a timeline's history old.
         let own = cluster.history.commits.iter().filter(|(at, _)| *at > began || line.parent.is_none());
-        own.filter(|(_, time)| *time <= old).map(|(at, _)| *at).last()
+        own.filter(|(_, time)| *time <= old).map(|(at, _)| *at).next_back()
     };
     let by_bytes = Lsn(cluster.history.end().0.saturating_sub(keep.bytes));
     let is_young_here = by_time.is_none_or(|by_time| lsn >= by_time.min(by_bytes));
@@ -258,4 +285,3 @@ fn line(number: usize, parent: Option<usize>) -> Line {
         received: Vec::new(),
     }
 }
-

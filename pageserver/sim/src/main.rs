@@ -1,8 +1,8 @@
 //! Plays seeds: many, or one with its story.
 
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
@@ -40,7 +40,11 @@ struct Args {
 fn main() -> ExitCode {
     let args = Args::parse();
     if std::env::var_os("RUST_LOG").is_some() {
-        tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).without_time().with_writer(std::io::stderr).init();
+        tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .without_time()
+            .with_writer(std::io::stderr)
+            .init();
     }
     if let Some(path) = &args.scenario {
         let text = std::fs::read_to_string(path).expect("the file can be read");
@@ -69,8 +73,15 @@ fn tell(scenario: &Scenario, args: &Args) -> ExitCode {
 }
 
 fn print_counts(counts: &Counts, simulated: Duration) {
-    println!("{:.1} simulated hours, {} requests, {} values compared", simulated.as_secs_f64() / 3600.0, counts.requests, counts.compared);
-    for (title, of) in [("operations", &counts.operations), ("promises", &counts.acknowledged), ("faults", &counts.faults)] {
+    println!(
+        "{:.1} simulated hours, {} requests, {} values compared",
+        simulated.as_secs_f64() / 3600.0,
+        counts.requests,
+        counts.compared
+    );
+    for (title, of) in
+        [("operations", &counts.operations), ("promises", &counts.acknowledged), ("faults", &counts.faults)]
+    {
         let all: Vec<String> = of.iter().map(|(name, count)| format!("{name} {count}")).collect();
         println!("{title}: {}", all.join(", "));
     }
@@ -106,7 +117,10 @@ fn many(args: &Args) -> ExitCode {
                         println!("{}", as_test(&short, how.violation.as_deref().unwrap_or_default()));
                         return;
                     }
-                    if args.replay_every > 0 && seed % args.replay_every == 0 && play(&scenario, None, false).hash != report.hash {
+                    if args.replay_every > 0
+                        && seed.is_multiple_of(args.replay_every)
+                        && play(&scenario, None, false).hash != report.hash
+                    {
                         failed.store(true, Ordering::Relaxed);
                         println!("seed {seed} was another run the second time");
                         return;
@@ -115,7 +129,7 @@ fn many(args: &Args) -> ExitCode {
                     total.0.add(&report.counts);
                     total.1 += report.simulated;
                     let done = done.fetch_add(1, Ordering::Relaxed) + 1;
-                    if done % 1000 == 0 {
+                    if done.is_multiple_of(1000) {
                         println!("{done} seeds, {:.1} a second", done as f64 / since.elapsed().as_secs_f64());
                     }
                 }
@@ -124,7 +138,11 @@ fn many(args: &Args) -> ExitCode {
     });
     let done = done.load(Ordering::Relaxed);
     let (counts, simulated) = total.into_inner().expect("no holder panics");
-    println!("{done} seeds in {:.1} s, {:.1} a second", since.elapsed().as_secs_f64(), done as f64 / since.elapsed().as_secs_f64());
+    println!(
+        "{done} seeds in {:.1} s, {:.1} a second",
+        since.elapsed().as_secs_f64(),
+        done as f64 / since.elapsed().as_secs_f64()
+    );
     print_counts(&counts, simulated);
     if failed.load(Ordering::Relaxed) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

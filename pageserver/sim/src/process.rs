@@ -177,7 +177,11 @@ impl Process {
     /// What a server does by itself.
     fn look_after(self: &Arc<Self>, maps: Option<(Arc<ChunkCache>, HeatMapPolicy)>) {
         let stop = CancellationToken::new();
-        if let Some(maintenance) = self.settings.maintenance.clone() {
+        if let Some(mut maintenance) = self.settings.maintenance.clone() {
+            if self.world.planted() == Some(Planted::CollectedEarly) {
+                maintenance.keep.bytes = maintenance.keep.bytes.saturating_sub(8);
+                maintenance.keep.interval = maintenance.keep.interval.saturating_sub(Duration::from_secs(1));
+            }
             let (tenants, stop) = (self.tenants.clone(), stop.clone());
             self.spawn(async move { tenants.maintain(maintenance, stop).await });
         }
@@ -220,11 +224,14 @@ impl Process {
         }
         self.end_when_superseded();
         let Some(tenant) = self.tenant() else { return false };
-        self.world.tell(|| format!("p{} owns the tenant as generation {}", self.id, tenant.claim().generation()));
+        self.world
+            .tell(|| format!("p{} owns the tenant as generation {}", self.id, tenant.claim().generation()));
         for (id, view) in tenant.views() {
             match (view, self.ledger.number_of(id)) {
                 (TimelineView::Open(timeline), Some(line)) => self.follow(line, timeline),
-                (_, None) => self.world.violate(|| format!("timeline {id} is there, and nobody asked for it")),
+                (_, None) => {
+                    self.world.violate(|| format!("timeline {id} is there, and nobody asked for it"));
+                }
                 _ => {}
             }
         }

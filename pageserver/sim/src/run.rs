@@ -1,5 +1,6 @@
 //! Playing a scenario.
 
+use std::fmt::Write as _;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -206,6 +207,7 @@ impl Run {
             }
             What::Branch { parent, point } => self.branch(&process, self.line(parent), point),
             What::Delete { timeline } => self.delete(&process, self.line(timeline)),
+            What::Revive { timeline } => self.revive(&process, self.line(timeline)),
             What::Lease { timeline, part, minutes } => {
                 self.lease(&process, self.line(timeline), part, Duration::from_mins(1 + u64::from(minutes)));
             }
@@ -289,7 +291,10 @@ impl Run {
                 Point::Tip => (BranchPoint::Tip, None),
                 Point::Lsn(at) => (BranchPoint::Lsn(part(at)), Some(part(at))),
                 Point::Time(at) => {
-                    let time = history.commits.get(history.commits.len() * usize::from(at) / 1001).map(|(_, at)| *at);
+                    let time = history
+                        .commits
+                        .get(history.commits.len() * usize::from(at) / 1001)
+                        .map(|(_, at)| *at);
                     (BranchPoint::Time(time.unwrap_or(PgTimestamp(1 << 40))), None)
                 }
             }
@@ -305,7 +310,8 @@ impl Run {
                     if let (Some(wanted), Some(at)) = (wanted, at)
                         && at != wanted
                     {
-                        this.world.violate(|| format!("line {line} was asked for at {wanted}, and begins at {at}"));
+                        this.world
+                            .violate(|| format!("line {line} was asked for at {wanted}, and begins at {at}"));
                     }
                     if process.promised("branch", asked) {
                         this.world.tell(|| format!("line {line} was promised, from line {parent} at {at:?}"));
@@ -317,7 +323,9 @@ impl Run {
                     this.world.tell(|| format!("line {line} was not promised: {}", story(&error)));
                     let is_wrong = match &error {
                         ChangeError::Refused(_) => wanted.is_some(),
-                        ChangeError::Read(ReadError::BehindCutoff { asked, .. }) => this.must_keep(parent, *asked),
+                        ChangeError::Read(ReadError::BehindCutoff { asked, .. }) => {
+                            this.must_keep(parent, *asked)
+                        }
                         ChangeError::Conflict(_) | ChangeError::Buried(_) => true,
                         _ => false,
                     };
@@ -369,6 +377,25 @@ impl Run {
         });
     }
 
+    /// A name that was deleted is never used again.
+    fn revive(self: &Arc<Self>, process: &Arc<Process>, line: usize) {
+        let (id, parent) = {
+            let lines = self.ledger.lines();
+            let Some(parent) = lines[line].parent.filter(|_| lines[line].deleted == Sure::Yes) else {
+                return;
+            };
+            (lines[line].id, lines[parent].id)
+        };
+        self.world.did("ask for what was deleted");
+        let (this, process) = (Arc::clone(self), Arc::clone(process));
+        process.clone().spawn(async move {
+            let again = process.tenants.branch(shard().tenant, id, parent, BranchPoint::Tip).await;
+            if again.is_ok() && process.is_alive() {
+                this.world.violate(|| format!("line {line} was deleted, and was made again"));
+            }
+        });
+    }
+
     fn lease(self: &Arc<Self>, process: &Arc<Process>, line: usize, part: u16, length: Duration) {
         let Some(timeline) = Self::timeline(process, line, &self.ledger) else { return };
         self.world.did("lease");
@@ -404,7 +431,8 @@ impl Run {
 
     fn compare(self: &Arc<Self>, process: &Arc<Process>, line: usize, salt: u32, reading: Reading) {
         let Some(timeline) = Self::timeline(process, line, &self.ledger) else { return };
-        let Some(history) = self.ledger.lines()[line].cluster.as_ref().map(|cluster| cluster.history.clone()) else {
+        let Some(history) = self.ledger.lines()[line].cluster.as_ref().map(|cluster| cluster.history.clone())
+        else {
             return;
         };
         let (this, process) = (Arc::clone(self), Arc::clone(process));
@@ -461,15 +489,17 @@ impl Run {
 
     fn what_is_missing(&self) -> String {
         let Some(process) = self.newest() else { return "no process lives".into() };
-        let mut missing = format!("p{}, {} starting", process.id, self.starting.lock().expect("no holder panics"));
+        let mut missing =
+            format!("p{}, {} starting", process.id, self.starting.lock().expect("no holder panics"));
         for line in 0..self.ledger.count() {
             let timeline = Self::timeline(&process, line, &self.ledger);
             let lines = self.ledger.lines();
             let wanted = lines[line].cluster.as_ref().map(|cluster| cluster.history.end());
             let (made, deleted) = (lines[line].made, lines[line].deleted);
             drop(lines);
-            let has = timeline.map(|timeline| (timeline.last_record_lsn(), timeline.received(), timeline.trouble()));
-            missing.push_str(&format!("; line {line} made {made:?} deleted {deleted:?}: {has:?} of {wanted:?}"));
+            let has = timeline
+                .map(|timeline| (timeline.last_record_lsn(), timeline.received(), timeline.trouble()));
+            let _ = write!(missing, "; line {line} made {made:?} deleted {deleted:?}: {has:?} of {wanted:?}");
         }
         missing
     }
@@ -496,7 +526,8 @@ impl Run {
         check::bucket(&self.world, &self.ledger, self.now());
         for line in 0..self.ledger.count() {
             let Some(timeline) = Self::timeline(process, line, &self.ledger) else { continue };
-            let Some(history) = self.ledger.lines()[line].cluster.as_ref().map(|cluster| cluster.history.clone())
+            let Some(history) =
+                self.ledger.lines()[line].cluster.as_ref().map(|cluster| cluster.history.clone())
             else {
                 continue;
             };
@@ -541,7 +572,10 @@ impl Run {
         let promised: Vec<(usize, Lsn)> = {
             let mut lines = self.ledger.lines();
             let ends = lines.iter_mut().enumerate().map(|(number, line)| {
-                let end = line.cluster.as_ref().map_or(Lsn(0), |cluster| cluster.history.record_end_at(line.reported));
+                let end = line
+                    .cluster
+                    .as_ref()
+                    .map_or(Lsn(0), |cluster| cluster.history.record_end_at(line.reported));
                 // Nobody can be asked for more.
                 line.lost = true;
                 (number, end)
@@ -559,7 +593,9 @@ impl Run {
             let last = timeline.last_record_lsn();
             if last < end {
                 self.world.violate(|| {
-                    format!("line {line} ends at {last}, and its source was told that WAL up to {end} is safe")
+                    format!(
+                        "line {line} ends at {last}, and its source was told that WAL up to {end} is safe"
+                    )
                 });
             }
         }
@@ -576,7 +612,9 @@ impl Run {
         }
         match process.tenants.sweep_tenant(&tenant, Duration::ZERO, self.now()).await {
             Ok(count) => self.world.tell(|| format!("{count} orphans went")),
-            Err(error) => return self.world.violate(|| format!("orphans cannot be swept: {}", story(&error))),
+            Err(error) => {
+                return self.world.violate(|| format!("orphans cannot be swept: {}", story(&error)));
+            }
         }
         tokio::time::sleep(Duration::from_mins(1)).await;
         check::orphans(&self.world, &self.ledger, tenant.claim().generation());

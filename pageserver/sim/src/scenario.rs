@@ -49,6 +49,8 @@ pub enum What {
     Branch { parent: u8, point: Point },
     /// A timeline is to be deleted.
     Delete { timeline: u8 },
+    /// A timeline that was deleted is asked for again, as by one who does not know.
+    Revive { timeline: u8 },
     /// An LSN of a timeline is leased.
     Lease { timeline: u8, part: u16, minutes: u16 },
     /// Pages and sizes are read and compared.
@@ -127,6 +129,7 @@ enum Thing {
     Checkpoint,
     Branch,
     Delete,
+    Revive,
     Lease,
     Read,
     LsnAt,
@@ -144,7 +147,13 @@ enum Thing {
 
 impl Mood {
     fn of(dice: &mut Dice) -> Mood {
-        let mut things = vec![(30, Thing::Write), (8, Thing::Seal), (10, Thing::Checkpoint), (10, Thing::Read), (1, Thing::Quiet)];
+        let mut things = vec![
+            (30, Thing::Write),
+            (8, Thing::Seal),
+            (10, Thing::Checkpoint),
+            (10, Thing::Read),
+            (1, Thing::Quiet),
+        ];
         let mut sometimes = |dice: &mut Dice, chance, weight: u64, thing| {
             if dice.permille(chance) {
                 things.push((dice.from(1..weight + 1), thing));
@@ -152,6 +161,7 @@ impl Mood {
         };
         sometimes(dice, 700, 10, Thing::Branch);
         sometimes(dice, 400, 4, Thing::Delete);
+        sometimes(dice, 400, 4, Thing::Revive);
         sometimes(dice, 400, 5, Thing::Lease);
         sometimes(dice, 500, 4, Thing::LsnAt);
         sometimes(dice, 400, 4, Thing::Restart);
@@ -163,9 +173,11 @@ impl Mood {
         sometimes(dice, 300, 4, Thing::Outage);
         sometimes(dice, 700, 40, Thing::Fault);
         sometimes(dice, 200, 3, Thing::Clock);
-        let faults: Vec<(u64, u8)> = (0..7).map(|kind| (u64::from(dice.permille(600)) * dice.from(1..10), kind)).collect();
+        let faults: Vec<(u64, u8)> =
+            (0..7).map(|kind| (u64::from(dice.permille(600)) * dice.from(1..10), kind)).collect();
         let faults = if faults.iter().all(|(weight, _)| *weight == 0) { vec![(1, 0)] } else { faults };
-        let mut classes: Vec<Class> = CLASSES.iter().map(|(class, _)| *class).filter(|_| dice.permille(500)).collect();
+        let mut classes: Vec<Class> =
+            CLASSES.iter().map(|(class, _)| *class).filter(|_| dice.permille(500)).collect();
         if classes.is_empty() {
             classes.push(Class::Any);
         }
@@ -174,7 +186,7 @@ impl Mood {
 
     fn what(&self, dice: &mut Dice) -> What {
         let timeline = dice.below(8) as u8;
-        let salt = dice.next() as u32;
+        let salt = dice.draw() as u32;
         let while_ms = |dice: &mut Dice| {
             let most = if dice.permille(200) { 40 * 60_000 } else { 60_000 };
             dice.skewed(most) as u32
@@ -189,11 +201,16 @@ impl Mood {
                 What::Branch { parent: timeline, point }
             }
             Thing::Delete => What::Delete { timeline },
-            Thing::Lease => What::Lease { timeline, part: dice.below(1001) as u16, minutes: dice.skewed(6000) as u16 },
+            Thing::Revive => What::Revive { timeline },
+            Thing::Lease => {
+                What::Lease { timeline, part: dice.below(1001) as u16, minutes: dice.skewed(6000) as u16 }
+            }
             Thing::Read => What::Read { timeline, count: 1 + dice.skewed(20) as u8, salt },
             Thing::LsnAt => What::LsnAt { timeline, salt },
             Thing::Restart => What::Restart,
-            Thing::Crash => What::Crash { requests: dice.skewed(60) as u16, away: dice.skewed(60_000) as u32 },
+            Thing::Crash => {
+                What::Crash { requests: dice.skewed(60) as u16, away: dice.skewed(60_000) as u32 }
+            }
             Thing::TakeOver => What::TakeOver,
             Thing::Pause => What::Pause { ms: while_ms(dice) },
             Thing::CutOff => What::CutOff { ms: while_ms(dice) },
@@ -213,7 +230,7 @@ impl Mood {
                 What::Fault { class: *dice.pick(&self.classes), fault }
             }
             Thing::Clock => {
-                let seconds = *dice.pick(&[3_600, 86_400, 604_800]) as i32;
+                let seconds = *dice.pick(&[3_600, 86_400, 604_800]);
                 What::Clock { seconds: if dice.permille(500) { seconds } else { -seconds } }
             }
             Thing::Quiet => What::Quiet,
@@ -260,6 +277,7 @@ impl fmt::Display for What {
                 Point::Time(part) => write!(f, "branch {parent} time {part}"),
             },
             What::Delete { timeline } => write!(f, "delete {timeline}"),
+            What::Revive { timeline } => write!(f, "revive {timeline}"),
             What::Lease { timeline, part, minutes } => write!(f, "lease {timeline} {part} {minutes}"),
             What::Read { timeline, count, salt } => write!(f, "read {timeline} {count} {salt}"),
             What::LsnAt { timeline, salt } => write!(f, "lsn-at {timeline} {salt}"),
@@ -269,7 +287,9 @@ impl fmt::Display for What {
             What::Pause { ms } => write!(f, "pause {ms}"),
             What::CutOff { ms } => write!(f, "cut-off {ms}"),
             What::NoSource { ms } => write!(f, "no-source {ms}"),
-            What::Outage { ms, silent } => write!(f, "outage {ms} {}", if silent { "silent" } else { "refusing" }),
+            What::Outage { ms, silent } => {
+                write!(f, "outage {ms} {}", if silent { "silent" } else { "refusing" })
+            }
             What::Fault { class, fault } => {
                 let class = CLASSES.iter().find(|(known, _)| *known == class).map_or("any", |(_, name)| name);
                 match fault {
@@ -330,6 +350,7 @@ fn parse_what(line: &str) -> Option<What> {
             What::Branch { parent, point }
         }
         "delete" => What::Delete { timeline: words.number()? },
+        "revive" => What::Revive { timeline: words.number()? },
         "lease" => What::Lease { timeline: words.number()?, part: words.number()?, minutes: words.number()? },
         "read" => What::Read { timeline: words.number()?, count: words.number()?, salt: words.number()? },
         "lsn-at" => What::LsnAt { timeline: words.number()?, salt: words.number()? },

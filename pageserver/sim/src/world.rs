@@ -11,7 +11,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use engine::bucket::MemoryBucket;
 use engine::object_path::ObjectPath;
-use engine::ports::{Body, Bucket, BucketError, Clock, ETag, ListRequest, Listing, Object, ObjectMeta, PutIf};
+use engine::ports::{
+    Body, Bucket, BucketError, Clock, ETag, ListRequest, Listing, Object, ObjectMeta, PutIf,
+};
 use model::PgTimestamp;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -20,7 +22,7 @@ use crate::dice::Dice;
 use crate::scenario::{Class, Fault};
 
 /// When every run begins: 2027-01-01.
-const EPOCH: Duration = Duration::from_secs(1_798_761_600);
+const EPOCH: Duration = Duration::from_hours(499_656);
 
 /// Faults that are part of the world for good: what the simulation must notice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +39,9 @@ pub enum Planted {
     TombstonesHidden,
     /// WAL objects that are not the oldest are missing from listings until some minutes later.
     WalListedLate,
-    /// Layers go missing when an index is put that names many.
+    /// Less history is kept than was asked for, by one record at most.
+    CollectedEarly,
+    /// An object that a delete names is not the only one to go: the layer before it in the bucket goes, too.
     LayerLost,
 }
 
@@ -225,7 +229,6 @@ impl World {
     pub fn tell(&self, line: impl FnOnce() -> String) {
         let at = self.elapsed().as_millis();
         let mut state = self.state();
-        if std::env::var_os("SIM_LIVE").is_some() { let line = line(); println!("{:>10}.{:03} {line}", at / 1000, at % 1000); return; }
         if let Some(story) = &mut state.story {
             let line = line();
             story.push(format!("{:>10}.{:03} {line}", at / 1000, at % 1000));
@@ -418,7 +421,9 @@ impl World {
             Duration::from_millis(if dice.permille(20) { usual * 50 } else { usual })
         };
         let (before, after) = (time(&mut dice), time(&mut dice));
-        let fits = |armed: &Class| *armed == class || *armed == Class::Any || (*armed == Class::Put && is_put(class));
+        let fits = |armed: &Class| {
+            *armed == class || *armed == Class::Any || (*armed == Class::Put && is_put(class))
+        };
         let armed = state.armed.iter().position(|(armed, _)| fits(armed));
         let fault = armed.map(|at| state.armed.remove(at).1);
         state.counts.requests += 1;
@@ -544,13 +549,20 @@ impl World {
             Request::Put(path, body, condition) => self.put(path, body, condition).map(Answer::Tag),
             Request::List { prefix, after, delimiter, limit } => {
                 let limit = Some(limit.map_or(self.list_page, |limit| limit.min(self.list_page)));
-                let request =
-                    ListRequest { prefix, after: after.as_deref(), delimiter: *delimiter, limit };
-                now(self.store.list(request)).map(|listing| Answer::Listing(self.as_listed(after.is_some(), listing)))
+                let request = ListRequest { prefix, after: after.as_deref(), delimiter: *delimiter, limit };
+                now(self.store.list(request))
+                    .map(|listing| Answer::Listing(self.as_listed(after.is_some(), listing)))
             }
             Request::Head(path) if self.is_hidden(path) => Err(BucketError::NotFound(path.clone())),
             Request::Head(path) => now(self.store.head(path)).map(Answer::Meta),
-            Request::Delete(paths) => now(self.store.delete(paths)).map(|()| Answer::Done),
+            Request::Delete(paths) => {
+                if self.planted == Some(Planted::LayerLost)
+                    && let Some(lost) = self.neighbour(&paths[0])
+                {
+                    now(self.store.delete(&[lost]))?;
+                }
+                now(self.store.delete(paths)).map(|()| Answer::Done)
+            }
         };
         let outcome = outcome(&answered);
         // Claims tell the process id of whoever runs this.
@@ -562,7 +574,8 @@ impl World {
 
     fn put(&self, path: &str, body: &Bytes, condition: &PutIf) -> Result<ETag, BucketError> {
         let parsed = path.parse::<ObjectPath>();
-        if self.planted == Some(Planted::PutsUnconditional) && matches!(parsed, Ok(ObjectPath::Index { .. })) {
+        if self.planted == Some(Planted::PutsUnconditional) && matches!(parsed, Ok(ObjectPath::Index { .. }))
+        {
             now(self.store.delete(&[path.to_owned()]))?;
             return now(self.store.put(path, Body::Bytes(body.clone()), PutIf::Absent));
         }
@@ -584,6 +597,15 @@ impl World {
         Ok(tag)
     }
 
+    /// A layer beside one that is deleted.
+    fn neighbour(&self, path: &str) -> Option<String> {
+        let Ok(ObjectPath::Layer { .. }) = path.parse() else { return None };
+        let prefix = &path[..=path.rfind('/')?];
+        let all = now(self.store.list(ListRequest { prefix, ..ListRequest::default() })).ok()?.objects;
+        let is_layer = |path: &str| matches!(path.parse(), Ok(ObjectPath::Layer { .. }));
+        all.into_iter().map(|object| object.path).find(|other| other != path && is_layer(other))
+    }
+
     fn is_hidden(&self, path: &str) -> bool {
         self.planted == Some(Planted::TombstonesHidden) && path.contains("/tombstones/")
     }
@@ -592,11 +614,9 @@ impl World {
     fn as_listed(&self, from_a_place: bool, mut listing: Listing) -> Listing {
         match self.planted {
             // Who validates lists from its own claim on.
-            Some(Planted::ValidationSkipped) if from_a_place => {
-                if listing.objects.first().is_some_and(|object| object.path.contains("/claims/")) {
-                    listing.objects.truncate(1);
-                    listing.next = None;
-                }
+            Some(Planted::ValidationSkipped) if from_a_place && are_claims(&listing) => {
+                listing.objects.truncate(1);
+                listing.next = None;
             }
             Some(Planted::TombstonesHidden) => listing.objects.retain(|object| !self.is_hidden(&object.path)),
             Some(Planted::WalListedLate) => {
@@ -642,6 +662,10 @@ impl Request {
     fn unavailable(&self, why: &'static str) -> BucketError {
         BucketError::Unavailable { operation: self.name(), path: self.path().into(), source: why.into() }
     }
+}
+
+fn are_claims(listing: &Listing) -> bool {
+    listing.objects.first().is_some_and(|object| object.path.contains("/claims/"))
 }
 
 fn class_of(request: &Request) -> Class {
@@ -750,8 +774,7 @@ impl Bucket for SimBucket {
 
     async fn list(&self, request: ListRequest<'_>) -> Result<Listing, BucketError> {
         let ListRequest { prefix, after, delimiter, limit } = request;
-        let request =
-            Request::List { prefix: prefix.into(), after: after.map(Into::into), delimiter, limit };
+        let request = Request::List { prefix: prefix.into(), after: after.map(Into::into), delimiter, limit };
         match self.world.ask(self.process, request).await? {
             Answer::Listing(listing) => Ok(listing),
             _ => unreachable!("a list is answered with a listing"),
