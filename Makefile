@@ -8,13 +8,14 @@ export RUST_LIB_BACKTRACE ?= 0
 CARGO := cargo
 FUZZ_SECONDS ?= 600
 
-.PHONY: help build test check oracle demo bench fuzz charts kubeconform manifests e2e e2e-smoke guide
+.PHONY: help build test check oracle sim sim-long demo bench fuzz charts kubeconform manifests e2e e2e-smoke guide
 
 help:
 	@echo 'make demo     history of a real Postgres comes alive, on this machine, in three minutes'
 	@echo 'make test     all tests'
 	@echo 'make check    format and lints'
 	@echo 'make oracle   the long comparison with Postgres: every combination of settings, ten restores each'
+	@echo 'make sim      the engine in 2,000 seeded worlds; SEED=42 tells the story of one. make sim-long: until stopped, or SIM_SEEDS=100000'
 	@echo 'make bench    our figures beside their floors, measured in the same run'
 	@echo 'make fuzz     every fuzz target for FUZZ_SECONDS=$(FUZZ_SECONDS)'
 	@echo 'make charts   charts and examples against real API servers: lint, schemas, strict dry runs'
@@ -39,6 +40,14 @@ oracle:
 	scripts/install-deps.sh
 	$(CARGO) build --workspace --bins --tests --locked
 	ORACLE=long $(CARGO) test -p testkit --locked --test page_oracle --test crash -- --nocapture --test-threads=1
+
+# Optimised: what a seed takes is computing. Its own profile, so that it shares nothing with what ships.
+SIM := $(CARGO) run --quiet -p sim --locked --profile sim --
+sim:
+	$(SIM) $(if $(SEED),--seed $(SEED),--seeds 0..2000)
+
+sim-long:
+	$(SIM) $(if $(SIM_SEEDS),--seeds 0..$(SIM_SEEDS),--forever)
 
 demo:
 	scripts/install-deps.sh demo

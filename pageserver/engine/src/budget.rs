@@ -13,12 +13,13 @@ pub struct TailBudget {
     limit: usize,
     used: AtomicUsize,
     freed: Notify,
+    filled: Notify,
 }
 
 impl TailBudget {
     /// At most `limit` bytes.
     pub fn new(limit: usize) -> TailBudget {
-        TailBudget { limit, used: AtomicUsize::new(0), freed: Notify::new() }
+        TailBudget { limit, used: AtomicUsize::new(0), freed: Notify::new(), filled: Notify::new() }
     }
 
     /// The limit in bytes.
@@ -33,7 +34,10 @@ impl TailBudget {
 
     /// Counts bytes that a tail grew by. Does not wait: what is in hand is kept, the next WAL waits.
     pub fn take(&self, bytes: usize) {
-        self.used.fetch_add(bytes, Ordering::Relaxed);
+        let before = self.used.fetch_add(bytes, Ordering::Relaxed);
+        if before < self.limit && before + bytes >= self.limit {
+            self.filled.notify_waiters();
+        }
     }
 
     /// Gives back bytes.
@@ -45,6 +49,17 @@ impl TailBudget {
     /// Whether tails should be frozen early.
     pub fn is_short(&self) -> bool {
         self.used() > self.limit / 2
+    }
+
+    /// Waits until it is used up: those who hold some of it without receiving anything must give it back then.
+    pub async fn full(&self) {
+        loop {
+            let filled = self.filled.notified();
+            if self.used() >= self.limit {
+                return;
+            }
+            filled.await;
+        }
     }
 
     /// Waits until there is room.

@@ -48,7 +48,7 @@ impl Timeline {
     /// The LSN as of `time`: just before the first commit after it, as Postgres' own recovery to a time would stop. Before the first commit of the
     /// history, too, if the base is known to be older.
     pub async fn lsn_at(&self, time: PgTimestamp) -> Result<LsnAt, ReadError> {
-        let start = self.readable_from().max(self.retention().cutoff);
+        let start = self.kept_from();
         let mut snapshot = self.view().load_full();
         let end = snapshot.last;
         let mut bound = end;
@@ -126,14 +126,23 @@ impl Timeline {
         Ok(None)
     }
 
+    /// From here on every LSN can be read, those before a branch point included, which are read from ancestors that may keep less.
+    fn kept_from(&self) -> Lsn {
+        let mut snapshot = self.view().load_full();
+        let (mut from, mut bound) = (self.readable_from(), Lsn::MAX);
+        loop {
+            from = from.max(snapshot.retention.cutoff.min(bound));
+            let Some(ancestor) = &snapshot.ancestor else { return from };
+            bound = bound.min(ancestor.lsn);
+            let next = ancestor.view.load_full();
+            snapshot = next;
+        }
+    }
+
     /// Whether what can be read first began with a checkpoint before `time`. Commits before that checkpoint are older than it, and those since are
     /// in the history.
     async fn base_is_older_than(&self, time: PgTimestamp) -> Result<bool, ReadError> {
-        let stored = self
-            .view()
-            .load_full()
-            .get(Key::CHECKPOINT, self.readable_from().max(self.retention().cutoff))
-            .await?;
+        let stored = self.view().load_full().get(Key::CHECKPOINT, self.kept_from()).await?;
         let checkpoint = stored.and_then(|bytes| CheckPoint::decode(self.facts().pg, &bytes).ok());
         // Its time is in whole seconds, cut off.
         let seconds = checkpoint.and_then(|checkpoint| u64::try_from(checkpoint.time).ok());

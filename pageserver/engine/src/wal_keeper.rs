@@ -214,11 +214,12 @@ impl WalKeeper {
                 break;
             }
             tokio::select! {
+                biased;
                 () = own_room => {}
                 () = room => {}
             }
         }
-        let must_seal = {
+        let must_wake = {
             let mut state = self.state();
             if at > state.received {
                 return Err(KeepWalError::Gap { expected: state.received, got: at });
@@ -240,12 +241,15 @@ impl WalKeeper {
             state.remember(fresh);
             state.pending += fresh.len();
             memory.take(fresh.len());
+            // Whoever stores has no deadline as long as there is nothing, and must hear of the first bytes.
+            let is_first = state.first_pending.is_none();
             state.first_pending.get_or_insert_with(Instant::now);
-            state.pending >= self.shared.policy.seal_bytes
+            is_first
+                || state.pending >= self.shared.policy.seal_bytes
                 || (state.pending >= OWN_SHARE
                     && (state.pending - fresh.len() < OWN_SHARE || memory.is_short()))
         };
-        if must_seal {
+        if must_wake {
             self.shared.work.notify_one();
         }
         Ok(())
@@ -288,7 +292,9 @@ impl WalKeeper {
     /// Says that what was received up to `through` holds a commit: from now on its age counts.
     pub fn commit_seen(&self, through: Lsn) {
         let mut state = self.state();
-        if state.first_commit.is_none() && through > *self.shared.stored.borrow() && state.pending > 0 {
+        // What is on its way to the bucket already needs no deadline: with nothing left to seal, one would pass over and over.
+        let is_unsealed = state.runs.front().is_some_and(|run| through > run.start);
+        if state.first_commit.is_none() && is_unsealed {
             state.first_commit = Some(Instant::now());
             drop(state);
             self.shared.work.notify_one();
@@ -322,6 +328,7 @@ impl WalKeeper {
                 return Err(error);
             }
             tokio::select! {
+                biased;
                 changed = flushed.changed() => changed.map_err(|_| KeepWalError::Stopped)?,
                 changed = failed.changed() => changed.map_err(|_| KeepWalError::Stopped)?,
             }
@@ -412,6 +419,7 @@ impl WalKeeper {
             let validate_at = (stored > flushed).then(|| validated_at + self.shared.policy.validate_every);
             let wake_at = [self.seal_deadline(), validate_at].into_iter().flatten().min();
             tokio::select! {
+                biased;
                 () = self.shared.work.notified() => {}
                 () = sleep_until(wake_at) => {}
                 () = stop.cancelled() => {}
@@ -499,5 +507,47 @@ async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bucket::MemoryBucket;
+    use crate::bucket::faulty::{Fault, FaultyBucket, Operation, held};
+
+    #[tokio::test]
+    async fn a_commit_that_is_on_its_way_to_the_bucket_sets_no_deadline_that_nothing_is_left_for() {
+        let faulty = FaultyBucket::new(Arc::new(MemoryBucket::default()));
+        let bucket: Arc<dyn Bucket> = faulty.clone();
+        let tenant_shard = "00112233445566778899aabbccddeeff".parse().unwrap();
+        let claim = Claim::take(Arc::clone(&bucket), tenant_shard).await.unwrap();
+        let start = Lsn(0x0100_0100);
+        let keeper = WalKeeper::new(start, Vec::new(), WalKeeping::default());
+        let place = WalKeeperPlace {
+            bucket,
+            claim,
+            tenant_shard,
+            timeline: "ffeeddccbbaa99887766554433221100".parse().unwrap(),
+            pg: PgMajor::V17,
+            system_identifier: 1,
+        };
+        let running = tokio::spawn(keeper.clone().run(place, CancellationToken::new()));
+        keeper.append(start, Tli(1), b"a record").await.unwrap();
+        let (gate, mut slow) = held();
+        faulty.once(Operation::Put, "palimpsest/wal", Fault::Hold(gate));
+        let sealing = tokio::spawn({
+            let keeper = keeper.clone();
+            async move { keeper.seal_now().await }
+        });
+        slow.arrived().await;
+        keeper.commit_seen(start.add(8));
+        slow.release();
+        assert_eq!(sealing.await.unwrap().unwrap(), start.add(8));
+        assert_eq!(keeper.seal_deadline(), None);
+        keeper.append(start.add(8), Tli(1), b"a commit").await.unwrap();
+        keeper.commit_seen(start.add(16));
+        assert!(keeper.state().first_commit.is_some());
+        running.abort();
     }
 }

@@ -1,9 +1,9 @@
 //! How much received WAL all timelines of a process may hold that is not in the bucket yet.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 /// Below this a timeline may always hold WAL, or many timelines could keep each other from receiving anything.
 pub const OWN_SHARE: usize = 64 << 10;
@@ -13,15 +13,16 @@ pub const OWN_SHARE: usize = 64 << 10;
 pub struct WalMemory {
     held: AtomicUsize,
     limit: usize,
-    is_short: watch::Sender<bool>,
+    is_short: AtomicBool,
+    shortage: Notify,
     room: Notify,
 }
 
 impl WalMemory {
     /// Room for `limit` bytes.
     pub fn new(limit: usize) -> Arc<WalMemory> {
-        let (held, room) = (AtomicUsize::new(0), Notify::new());
-        Arc::new(WalMemory { held, limit, is_short: watch::channel(false).0, room })
+        let (held, is_short) = (AtomicUsize::new(0), AtomicBool::new(false));
+        Arc::new(WalMemory { held, limit, is_short, shortage: Notify::new(), room: Notify::new() })
     }
 
     /// Bytes that are held.
@@ -31,13 +32,18 @@ impl WalMemory {
 
     /// Whether so much is held that timelines store what they have.
     pub fn is_short(&self) -> bool {
-        *self.is_short.borrow()
+        self.is_short.load(Ordering::Relaxed)
     }
 
     /// Waits until [`WalMemory::is_short`].
     pub async fn short(&self) {
-        // The sender is ours: it is there as long as we are.
-        let _ = self.is_short.subscribe().wait_for(|is_short| *is_short).await;
+        loop {
+            let shortage = self.shortage.notified();
+            if self.is_short() {
+                return;
+            }
+            shortage.await;
+        }
     }
 
     pub(crate) fn is_full(&self) -> bool {
@@ -51,15 +57,15 @@ impl WalMemory {
 
     pub(crate) fn take(&self, bytes: usize) {
         let held = self.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if held >= self.limit / 2 {
-            self.is_short.send_if_modified(|is_short| !std::mem::replace(is_short, true));
+        if held >= self.limit / 2 && !self.is_short.swap(true, Ordering::Relaxed) {
+            self.shortage.notify_waiters();
         }
     }
 
     pub(crate) fn give_back(&self, bytes: usize) {
         let held = self.held.fetch_sub(bytes, Ordering::Relaxed) - bytes;
         if held < self.limit / 4 {
-            self.is_short.send_if_modified(|is_short| std::mem::replace(is_short, false));
+            self.is_short.store(false, Ordering::Relaxed);
         }
         self.room.notify_waiters();
     }

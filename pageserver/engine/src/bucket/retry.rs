@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -44,6 +45,8 @@ pub struct RetryPolicy {
     pub reads: usize,
     /// Attempts to put or delete under way at once.
     pub writes: usize,
+    /// Where the numbers begin by which pauses are spread. Processes that failed together must differ in it; one that has it again does the same.
+    pub spread_from: u64,
 }
 
 impl Default for RetryPolicy {
@@ -56,6 +59,7 @@ impl Default for RetryPolicy {
             small_timeout: Duration::from_secs(30),
             reads: 100,
             writes: 100,
+            spread_from: rand::random(),
         }
     }
 }
@@ -219,6 +223,7 @@ pub struct RetryingBucket {
     writes: Semaphore,
     cancel: CancellationToken,
     metrics: BucketMetrics,
+    spread: AtomicU64,
 }
 
 /// The process is stopping.
@@ -230,6 +235,14 @@ struct Cancelled;
 #[derive(Debug, thiserror::Error)]
 #[error("no answer within {0:?}")]
 struct TimedOut(Duration);
+
+/// An answer broke off.
+#[derive(Debug, thiserror::Error)]
+#[error("the answer has {found} bytes where {expected} were expected")]
+struct CutShort {
+    found: u64,
+    expected: u64,
+}
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Side {
@@ -248,7 +261,8 @@ impl RetryingBucket {
         cancel: CancellationToken,
     ) -> Self {
         let (reads, writes) = (Semaphore::new(policy.reads.max(1)), Semaphore::new(policy.writes.max(1)));
-        RetryingBucket { inner, policy, reads, writes, cancel, metrics }
+        let spread = AtomicU64::new(policy.spread_from);
+        RetryingBucket { inner, policy, reads, writes, cancel, metrics, spread }
     }
 
     /// Runs `attempt` until it answers anything but unavailable. It is told how many attempts came before.
@@ -307,7 +321,15 @@ impl RetryingBucket {
     /// Doubles, and is spread over its upper half so that many do not come back at once.
     fn pause_after(&self, attempts: u32) -> Duration {
         let doubled = self.policy.first_pause.saturating_mul(1u32 << attempts.min(20));
-        doubled.min(self.policy.longest_pause).mul_f64(rand::random_range(0.5..=1.0))
+        doubled.min(self.policy.longest_pause).mul_f64(1.0 - self.next_fraction() / 2.0)
+    }
+
+    /// From 0 to 1, as good as chance: the upper bits of a sequence that meets every number (`SplitMix64`).
+    fn next_fraction(&self) -> f64 {
+        let mut number = self.spread.fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::Relaxed);
+        number = (number ^ number >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        number = (number ^ number >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (number ^ number >> 31) as f64 / u64::MAX as f64
     }
 
     fn timeout_for(&self, bytes: Option<u64>) -> Duration {
@@ -391,7 +413,18 @@ impl Bucket for RetryingBucket {
         let mut call = self.metrics.start("download", path, 0);
         let timeout = self.timeout_for(range.as_ref().map(|range| range.end.saturating_sub(range.start)));
         let side = if range.is_some() { Side::PageRead } else { Side::Read };
-        let result = self.retry(side, "get", path, timeout, |_| self.inner.get(path, range.clone())).await;
+        let whole = || async {
+            let object = self.inner.get(path, range.clone()).await?;
+            let start = range.as_ref().map_or(0, |range| range.start);
+            let end = range.as_ref().map_or(object.meta.size, |range| range.end.min(object.meta.size));
+            let (found, expected) = (object.bytes.len() as u64, end.saturating_sub(start));
+            // What lacks its last bytes was broken off on the way.
+            if found < expected {
+                return Err(unavailable("get", path, CutShort { found, expected }));
+            }
+            Ok(object)
+        };
+        let result = self.retry(side, "get", path, timeout, |_| whole()).await;
         call.ok = result.is_ok();
         result
     }
@@ -544,6 +577,19 @@ mod tests {
         assert_eq!(late.len(), 2);
         assert!(late.iter().all(|result| matches!(result, Err(BucketError::Precondition(_)))));
         assert_eq!(&bucket.get("a", None).await.unwrap().bytes[..], b"second");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_broke_off_is_asked_for_again() {
+        let (faulty, bucket, _) = retrying(quick());
+        bucket.put("a", body("whole"), PutIf::Absent).await.unwrap();
+        for range in [None, Some(0..5), Some(3..100)] {
+            faulty.once(Operation::Get, "a", Fault::CutShort);
+            let before = faulty.count(Operation::Get, "a");
+            let found = bucket.get("a", range.clone()).await.unwrap();
+            assert_eq!(found.bytes.len(), if range == Some(3..100) { 2 } else { 5 });
+            assert_eq!(faulty.count(Operation::Get, "a") - before, 2);
+        }
     }
 
     #[tokio::test]

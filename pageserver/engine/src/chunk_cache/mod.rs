@@ -31,7 +31,8 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use codec::layer::blob::Unpacker;
-use tokio::sync::watch;
+use futures::future::Shared;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::disk::DiskTier;
@@ -112,8 +113,8 @@ pub struct CacheCounts {
     pub warmed_up_bytes: AtomicU64,
 }
 
-/// Where those wait who want what another is fetching.
-type Fetching = watch::Receiver<Option<Result<Bytes, FetchError>>>;
+/// Where those wait who want what another is fetching. They go on in the order in which they came.
+type Fetching = Shared<oneshot::Receiver<Result<Bytes, FetchError>>>;
 
 /// The cache. One per process.
 pub struct ChunkCache {
@@ -194,8 +195,9 @@ impl ChunkCache {
         let mut cooled = tokio::time::Instant::now();
         loop {
             tokio::select! {
-                () = tokio::time::sleep(LOOK_EVERY) => {}
+                biased;
                 () = stop.cancelled() => return,
+                () = tokio::time::sleep(LOOK_EVERY) => {}
             }
             let this = Arc::clone(&self);
             // What ended in a panic has said so.

@@ -8,7 +8,8 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use codec::layer::ReadLayerError;
 use codec::layer::blob::BlobHead;
-use tokio::sync::watch;
+use futures::future::FutureExt as _;
+use tokio::sync::{oneshot, watch};
 
 use super::disk::Counted;
 use super::memory::Piece;
@@ -252,27 +253,27 @@ impl Object {
         fetch: impl Fn() -> F,
     ) -> Result<Bytes, FetchError> {
         let key = (self.id, wanted);
-        let (answer, mut waiting) = {
+        let (answer, waiting) = {
             let mut in_flight = self.cache.in_flight.lock().expect("no holder panics");
             if let Some(waiting) = in_flight.get(&key) {
                 (None, waiting.clone())
             } else {
-                let (answer, waiting) = watch::channel(None);
+                let (answer, waiting) = oneshot::channel();
+                let waiting = waiting.shared();
                 in_flight.insert(key, waiting.clone());
                 (Some(answer), waiting)
             }
         };
         let Some(answer) = answer else {
-            let answered = waiting.wait_for(Option::is_some).await.map(|result| result.clone());
-            return match answered {
-                Ok(Some(result)) => result,
+            return match waiting.await {
+                Ok(result) => result,
                 // Who was fetching went away: do it ourselves.
-                _ => fetch().await,
+                Err(_) => fetch().await,
             };
         };
         let cleanup = InFlight { cache: &self.cache, key };
         let result = fetch().await;
-        answer.send_replace(Some(result.clone()));
+        let _ = answer.send(result.clone()); // perhaps nobody waits
         drop(cleanup);
         result
     }

@@ -235,9 +235,9 @@ impl<'a> Fold<'a> {
         if self.segment == 0 && self.rules.images {
             let value =
                 if self.last.is_valid() || self.base.is_some() { self.value(around).await? } else { None };
-            // An empty value says that something was dropped; in an image layer absence says so.
+            // An empty value says that something was dropped, and stays: a read of a sparse key goes on below an image that lacks it, and so does a
+            // later rewriting, which takes absence for nothing new.
             if let Some(value) = &value
-                && !value.is_empty()
                 && around.is_live(self.key, point).await?
             {
                 kept.push(Kept::Image(value.clone()));
@@ -325,6 +325,25 @@ mod tests {
             fold.finish(below, &mut kept).await.unwrap();
             kept
         })
+    }
+
+    #[test]
+    fn what_was_dropped_is_said_to_be_gone_in_an_image_too() {
+        let size = Key::rel_size(model::RelTag { spc: 1663, db: 5, rel: 16_384, fork: model::Fork::Main });
+        let version = |lsn, value: &[u8]| {
+            let value = StoredValue::Encoded(Value::Image(value).to_bytes().into());
+            Stored { key: size, lsn: Lsn(lsn), will_init: true, value }
+        };
+        let rules = Rules { points: vec![Lsn(24)], images: true, above: true, chain: 8 };
+        let kept = tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+            let (mut kept, mut fold) = (Vec::new(), Fold::new(&rules, PG, size));
+            for version in [version(8, &[7, 0, 0, 0]), version(16, &[])] {
+                fold.take(version, &Below(None), &mut kept).await.unwrap();
+            }
+            fold.finish(&Below(None), &mut kept).await.unwrap();
+            kept
+        });
+        assert_eq!(kept, [Kept::Image(Bytes::new())]);
     }
 
     fn as_read(kept: &[Kept]) -> (Option<Bytes>, Vec<(Lsn, bool, Bytes)>) {

@@ -9,6 +9,7 @@ mod record;
 mod tests;
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -74,6 +75,13 @@ fn owner(tenant: &Tenant) -> Owner {
     (tenant.shard(), tenant.claim().generation())
 }
 
+/// From 0 to 1, another one for each tenant.
+fn owner_fraction(tenant: &Tenant) -> f64 {
+    let mut hasher = DefaultHasher::new();
+    owner(tenant).hash(&mut hasher);
+    hasher.finish() as f64 / u64::MAX as f64
+}
+
 fn is_active(tenant: &Tenant) -> bool {
     tenant.hold().borrow().phase == Phase::Active && !tenant.is_deleting()
 }
@@ -118,8 +126,9 @@ impl HeatMaps {
         let mut due: HashMap<Owner, (Instant, Option<u64>)> = HashMap::new();
         loop {
             tokio::select! {
-                () = tokio::time::sleep(SAVE_LOOK_EVERY) => {}
+                biased;
                 () = stop.cancelled() => return,
+                () = tokio::time::sleep(SAVE_LOOK_EVERY) => {}
             }
             let tenants = self.tenants.attached();
             let attached: HashSet<Owner> = tenants.iter().map(|tenant| owner(tenant)).collect();
@@ -130,15 +139,17 @@ impl HeatMaps {
                 if !is_warm || !is_active(&tenant) || tenant.mode() != Mode::Single {
                     continue;
                 }
-                // Spread, so that not all come at once.
+                // Spread by the tenants' ids, which are as good as chance, so that not all come at once.
+                let spread = owner_fraction(&tenant);
                 let later =
-                    |from: f64| Instant::now() + self.policy.period.mul_f64(rand::random_range(from..=1.0));
+                    |from: f64| Instant::now() + self.policy.period.mul_f64(from + (1.0 - from) * spread);
                 let (at, known) = due.entry(owner(&tenant)).or_insert_with(|| (later(0.0), None));
                 if *at > Instant::now() {
                     continue;
                 }
                 *at = later(0.8);
                 let saved = tokio::select! {
+                    biased;
                     saved = self.save_now(&tenant, *known) => saved,
                     () = stop.cancelled() => return,
                 };
@@ -175,6 +186,7 @@ impl HeatMaps {
                     continue;
                 }
                 let warmed = tokio::select! {
+                    biased;
                     warmed = self.warm_up_now(&tenant) => warmed,
                     () = stop.cancelled() => return,
                 };
@@ -188,8 +200,9 @@ impl HeatMaps {
                 }
             }
             tokio::select! {
-                () = tokio::time::sleep(WARM_UP_LOOK_EVERY) => {}
+                biased;
                 () = stop.cancelled() => return,
+                () = tokio::time::sleep(WARM_UP_LOOK_EVERY) => {}
             }
         }
     }

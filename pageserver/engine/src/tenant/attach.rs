@@ -229,10 +229,11 @@ impl Tenants {
             let (claim, detached) = (tenant.claim(), tenant.detached.clone());
             loop {
                 tokio::select! {
-                    () = tokio::time::sleep(A_DAY) => {}
+                    biased;
                     () = detached.cancelled() => return,
                     () = tenant.deleting.cancelled() => return,
                     () = stop.cancelled() => return,
+                    () = tokio::time::sleep(A_DAY) => {}
                 }
                 // Before it is open, its own indexes may be missing.
                 if tenant.hold().borrow().phase != Phase::Active {
@@ -254,15 +255,17 @@ impl Tenants {
         self.inner.tasks.spawn(async move {
             let detached = tenant.detached.clone();
             tokio::select! {
-                () = this.open_patiently(&tenant) => {}
+                biased;
                 () = detached.cancelled() => {}
                 () = this.inner.stop.cancelled() => {}
+                () = this.open_patiently(&tenant) => {}
             }
         });
     }
 
     async fn open_patiently(&self, tenant: &Arc<Tenant>) {
         let _turn = tokio::select! {
+            biased;
             turn = self.inner.opening.acquire() => Some(turn),
             () = tenant.wanted.notified() => None,
         };
@@ -289,6 +292,7 @@ impl Tenants {
         let (tenant, generation) = (claim.tenant(), claim.generation());
         self.inner.tasks.spawn(async move {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => {}
                 () = detached.cancelled() => {}
                 () = token.cancelled() => {
@@ -308,6 +312,7 @@ impl Tenants {
         self.inner.tasks.spawn(async move {
             let claim = tenant.claim();
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 () = tenant.detached.cancelled() => return,
                 () = claim.superseded().cancelled() => {}

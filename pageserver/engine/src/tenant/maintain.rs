@@ -104,6 +104,8 @@ struct Care {
     rested_at: Option<u64>,
     collected: Option<Instant>,
     failing: Vec<Failing>,
+    /// After a look that found nothing to be done, or failed, it is not looked at before.
+    not_before: Option<Instant>,
     running: bool,
 }
 
@@ -219,6 +221,7 @@ impl Tenants {
             }
         }
         let collect = collect_of(tenant, timeline).await;
+        care.not_before = None;
         for _ in 0..JOBS_IN_A_ROW {
             care.failing.retain(|failing| failing.until + failing.rest * 2 > Instant::now());
             let resting = |failing: &&Failing| failing.until > Instant::now();
@@ -228,12 +231,14 @@ impl Tenants {
             match compact_once(timeline, &settings.compaction, &avoid, collect).await {
                 Ok(Some(done)) => self.count(&done),
                 Ok(None) => {
+                    care.not_before = Some(Instant::now() + settings.period);
                     // Keys that rest are looked at again later.
                     care.rested_at = care.failing.is_empty().then_some(layers);
                     timeline.note_compaction(None);
                     break;
                 }
                 Err(failed) => {
+                    care.not_before = Some(Instant::now() + settings.period);
                     self.inner.maintenance.failures.fetch_add(1, Relaxed);
                     if timeline.is_stopped() || is_superseded(&failed.source) {
                         break;
@@ -313,8 +318,9 @@ fn is_superseded(error: &CompactError) -> bool {
 
 impl Care {
     fn is_due(&self, timeline: &Timeline, settings: &Maintenance) -> bool {
-        self.rested_at != Some(timeline.layers_seen())
-            || self.collected.is_none_or(|at| at.elapsed() >= settings.collect_period)
+        self.not_before.is_none_or(|at| at <= Instant::now())
+            && (self.rested_at != Some(timeline.layers_seen())
+                || self.collected.is_none_or(|at| at.elapsed() >= settings.collect_period))
     }
 
     /// Leaves keys alone, for longer than the last time.

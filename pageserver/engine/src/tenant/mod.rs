@@ -19,7 +19,7 @@ mod manifest;
 mod open;
 mod slots;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -65,7 +65,7 @@ struct Inner {
     budget: Arc<TailBudget>,
     policy: TimelinePolicy,
     clock: Arc<dyn Clock>,
-    tenants: RwLock<HashMap<TenantId, Arc<Tenant>>>,
+    tenants: RwLock<BTreeMap<TenantId, Arc<Tenant>>>,
     /// One creation, attachment, detachment or deletion of a tenant at a time.
     changing: std::sync::Mutex<HashMap<TenantId, std::sync::Weak<Mutex<()>>>>,
     opening: Semaphore,

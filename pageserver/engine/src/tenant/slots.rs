@@ -1,6 +1,6 @@
 //! A tenant of this process, and what there is of each of its timelines.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, RwLock};
 use std::time::Duration;
@@ -47,7 +47,7 @@ pub struct Tenant {
     /// What each timeline asked to be kept when it was last looked at; `None` where its index cannot be read. Also of those that are not open.
     wishes: StdMutex<BTreeMap<TimelineId, Option<Wishes>>>,
     /// Timelines whose tasks have not all ended.
-    running: RwLock<HashMap<TimelineId, Running>>,
+    running: RwLock<BTreeMap<TimelineId, Running>>,
     /// One creation or deletion of a timeline at a time.
     pub(super) changing: Mutex<()>,
     /// Its deletion was asked for: nothing of it is changed any more.

@@ -560,6 +560,7 @@ impl Timeline {
                     }
                 }
                 tokio::select! {
+                    biased;
                     changed = progress.changed() => changed.map_err(|_| WaitError::Stopped)?,
                     () = self.shared.stop.cancelled() => return Err(WaitError::Stopped),
                 }

@@ -76,6 +76,8 @@ enum Event {
     Wal(ReceivedWal),
     Request(Request),
     Flushed(Result<Flushed, FlushError>),
+    /// The memory of all tails is used up, and some of it is ours.
+    MemoryFull,
     Stop,
 }
 
@@ -156,6 +158,7 @@ impl Owner {
                     let _ = answer.send(());
                 }
                 Event::Flushed(flushed) => self.adopt(flushed?),
+                Event::MemoryFull => self.freeze(),
                 Event::Stop => return self.close().await,
             }
         }
@@ -173,11 +176,15 @@ impl Owner {
             }
             self.wal.recv().await
         };
+        // Others may wait for what we hold while nothing comes that would make us look.
+        let holds_some = !self.state.open.is_empty() && self.state.frozen.is_empty();
+        let full = async { if holds_some { budget.full().await } else { std::future::pending().await } };
         tokio::select! {
             biased;
             () = self.shared.stop.cancelled() => Event::Stop,
             Some(flushed) = self.flushed.recv() => Event::Flushed(flushed),
             Some(request) = self.requests.recv() => Event::Request(request),
+            () = full => Event::MemoryFull,
             Some(received) = wal => Event::Wal(received),
             else => Event::Stop,
         }
