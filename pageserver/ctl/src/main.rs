@@ -2,17 +2,21 @@
 
 mod adopt;
 mod bench;
+mod buckets;
 mod copy_out;
 mod drawing;
 mod index;
 mod indexes;
 mod key_text;
 mod layer;
+#[cfg(test)]
+mod made;
 mod page;
 mod page_stream;
 mod ready;
 mod redo_check;
 mod restore;
+mod scrub;
 mod timeline_draw;
 mod wal_files;
 mod waldump;
@@ -39,6 +43,7 @@ enum Verb {
     Ready(ready::Ready),
     RedoCheck(redo_check::RedoCheck),
     Restore(restore::Restore),
+    Scrub(scrub::Scrub),
     Timeline(timeline_draw::Timeline),
     Waldump(waldump::Waldump),
 }
@@ -53,6 +58,8 @@ fn main() -> ExitCode {
         Verb::Ready(arguments) => wait(ready::run(&arguments)),
         Verb::RedoCheck(arguments) => redo_check::run(&arguments),
         Verb::Restore(arguments) => restore::run(&arguments),
+        // It tells more by its status than whether it came to its end.
+        Verb::Scrub(arguments) => return scrub::run(&arguments),
         Verb::Timeline(arguments) => wait(timeline_draw::run(&arguments)),
         Verb::Waldump(arguments) => waldump::run(&arguments),
     };
