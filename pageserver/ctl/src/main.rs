@@ -18,6 +18,7 @@ mod redo_check;
 mod restore;
 mod scrub;
 mod timeline_draw;
+mod verify;
 mod wal_files;
 mod waldump;
 
@@ -45,6 +46,7 @@ enum Verb {
     Restore(restore::Restore),
     Scrub(scrub::Scrub),
     Timeline(timeline_draw::Timeline),
+    Verify(verify::Verify),
     Waldump(waldump::Waldump),
 }
 
@@ -61,6 +63,7 @@ fn main() -> ExitCode {
         // It tells more by its status than whether it came to its end.
         Verb::Scrub(arguments) => return scrub::run(&arguments),
         Verb::Timeline(arguments) => wait(timeline_draw::run(&arguments)),
+        Verb::Verify(arguments) => return verify::run(&arguments),
         Verb::Waldump(arguments) => waldump::run(&arguments),
     };
     match result {
