@@ -5,6 +5,7 @@ mod bench;
 mod buckets;
 mod copy_out;
 mod drawing;
+mod explain;
 mod index;
 mod indexes;
 mod key_text;
@@ -38,6 +39,7 @@ struct Arguments {
 enum Verb {
     Adopt(adopt::Adopt),
     Bench(bench::Bench),
+    Explain(explain::Explain),
     Index(index::Index),
     Layer(layer::Layer),
     Page(page::Page),
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().verb {
         Verb::Adopt(arguments) => wait(adopt::run(&arguments)),
         Verb::Bench(arguments) => bench::run(&arguments),
+        Verb::Explain(arguments) => wait(explain::run(&arguments)),
         Verb::Index(arguments) => wait(index::run(&arguments)),
         Verb::Layer(arguments) => layer::run(&arguments),
         Verb::Page(arguments) => page::run(&arguments),
