@@ -135,6 +135,11 @@ pub enum ValueError {
     TrailingBytes(usize),
 }
 
+/// Whether an encoded value is a whole one; nothing but its tag is looked at.
+pub fn is_image(encoded: &[u8]) -> bool {
+    encoded.starts_with(&TAG_IMAGE.to_be_bytes())
+}
+
 impl<'a> Value<'a> {
     /// Whether reconstruction needs no older version.
     pub fn will_init(&self) -> bool {

@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
+use engine::compact::Debt;
 use model::{
-    Key, LayerName, Lsn, LsnRange, PgTimestamp, RelTag, TimelineId, key::KeyKind, rel::GLOBAL_TABLESPACE,
+    Key, KeyRange, LayerName, Lsn, LsnRange, PgTimestamp, RelTag, TimelineId, key::KeyKind,
+    rel::GLOBAL_TABLESPACE,
 };
 
 use crate::key_text;
@@ -28,8 +30,18 @@ pub struct Lane {
     pub layers: Vec<LayerBox>,
     /// WAL that is not in layers.
     pub wal: Vec<LsnRange>,
-    /// Places worth a mark, and what they are: names, restores, leases.
+    /// Places worth a mark, and what they are: names, restores.
     pub marks: Vec<(Lsn, String)>,
+    /// Leased places, and until when.
+    pub leases: Vec<(Lsn, String)>,
+    /// From here on everything can be read.
+    pub cutoff: Option<Lsn>,
+    /// Below it, only these.
+    pub points: Vec<Lsn>,
+    /// Stretches of keys whose layers are rewritten together.
+    pub shelves: Vec<KeyRange>,
+    /// What compaction has still to do, if that is known.
+    pub debt: Option<Debt>,
 }
 
 /// A layer to draw.
@@ -41,13 +53,17 @@ pub struct LayerBox {
     pub file_size: u64,
     /// Oldest and newest commit in it.
     pub commits: Option<(PgTimestamp, PgTimestamp)>,
+    /// Only what can be read below the cutoff is left in it.
+    pub is_trimmed: bool,
+    /// How often it was read lately, if a heat map says so.
+    pub heat: Option<u32>,
 }
 
 const WIDTH: f64 = 1280.0;
 const LEFT: f64 = 148.0;
 const RIGHT: f64 = 44.0;
-const TOP: f64 = 128.0;
-const LANE_HEADER: f64 = 30.0;
+const TOP: f64 = 150.0;
+const LANE_HEADER: f64 = 46.0;
 const LANE_GAP: f64 = 34.0;
 const BOTTOM: f64 = 40.0;
 /// How wide an image is drawn, to the left of the single LSN that it covers, so that later changes do not hide it.
@@ -62,6 +78,8 @@ text{font:12px system-ui,'Segoe UI',Helvetica,Arial,sans-serif;fill:#1f2933}\
 .wal{fill:#b4533c}.spine{stroke:#52606d;stroke-width:2}.end{fill:#52606d}\
 .branch{stroke:#9b3fb5;stroke-width:1.6;fill:none;stroke-dasharray:5 3}.knot{fill:#fbfaf7;stroke:#9b3fb5;stroke-width:2}\
 .inherited{fill:#9b3fb5;fill-opacity:.06}.mark{fill:#d64545}.band{fill:#8d99a6}.hatch{stroke:#7b8794;stroke-width:1;stroke-opacity:.5}\
+.past{fill:#7b8794;fill-opacity:.13}.cutoff{stroke:#d64545;fill:#d64545;stroke-width:1.8;stroke-dasharray:3 2}.point{stroke:#9b3fb5;fill:#9b3fb5;stroke-width:1;stroke-opacity:.6}\
+.shelf{fill:#52606d}.trimmed{fill:#a9c1f5;stroke:#3464c4;stroke-width:.8;stroke-dasharray:3 2}.heat{fill:#e0392b}.lease{fill:#c47f1f}\
 .layer:hover{stroke-width:2.4}\
 @media (prefers-color-scheme:dark){text{fill:#e4e7eb}.ground{fill:#14171c}.lane{fill:#1b2027;stroke:#343c47}.grid{stroke:#2a313b}\
 .dim{fill:#9aa5b1}.spine{stroke:#cbd2d9}.end{fill:#cbd2d9}.knot{fill:#14171c}.label{fill:#14171c}}";
@@ -318,24 +336,40 @@ fn draw_heading(out: &mut String, lanes: &[&Lane], lsns: &LsnAxis) {
         ),
     );
     let mut x = 24.0;
+    let mut y = 76.0;
     for (class, what) in [
         ("image", "image: whole pages as of one LSN"),
-        ("l0", "delta, level 0: straight from the tail"),
-        ("l1", "delta, level 1: sorted by key"),
+        ("l0", "delta straight from the tail (L0): all keys"),
+        ("l1", "delta on a shelf: a stretch of keys"),
+        ("trimmed", "below the cutoff: only what can be read"),
         ("wal", "WAL not in layers yet"),
-        ("mark", "named place or restore"),
+        ("past", "before the cutoff: single places can be read"),
+        ("cutoff", "cutoff: everything from here on"),
+        ("point", "one of them: a branch, a lease, a name"),
+        ("heat", "read lately"),
+        ("lease", "leased"),
+        ("mark", "named or restored"),
     ] {
+        if x > WIDTH - 240.0 {
+            (x, y) = (24.0, y + 22.0);
+        }
         put(
             out,
             format_args!(
-                "<rect class=\"{class}\" x=\"{x:.1}\" y=\"76\" width=\"13\" height=\"13\" rx=\"2.5\"/>"
+                "<rect class=\"{class}\" x=\"{x:.1}\" y=\"{y}\" width=\"13\" height=\"13\" rx=\"2.5\"/>"
             ),
         );
-        put(out, format_args!("<text class=\"small\" x=\"{:.1}\" y=\"86.5\">{what}</text>", x + 19.0));
+        put(
+            out,
+            format_args!("<text class=\"small\" x=\"{:.1}\" y=\"{}\">{what}</text>", x + 19.0, y + 10.5),
+        );
         x += 40.0 + what.len() as f64 * 5.3;
     }
-    put(out, format_args!("<circle class=\"knot\" cx=\"{:.1}\" cy=\"82.5\" r=\"4.5\"/>", x + 6.0));
-    put(out, format_args!("<text class=\"small\" x=\"{:.1}\" y=\"86.5\">branch point</text>", x + 18.0));
+    put(out, format_args!("<circle class=\"knot\" cx=\"{:.1}\" cy=\"{}\" r=\"4.5\"/>", x + 6.0, y + 6.5));
+    put(
+        out,
+        format_args!("<text class=\"small\" x=\"{:.1}\" y=\"{}\">branch point</text>", x + 18.0, y + 10.5),
+    );
 }
 
 fn draw_grid(out: &mut String, lsns: &LsnAxis, top: f64, bottom: f64) {
@@ -368,13 +402,23 @@ fn draw_lane(out: &mut String, lane: &Lane, top: f64, keys: &KeyAxis, lsns: &Lsn
         out,
         format_args!(
             "<text x=\"24\" y=\"{:.1}\"><tspan class=\"id mono\">{}</tspan><tspan class=\"dim\" dx=\"10\">{remarks}{}, {}, up to {}</tspan></text>",
-            top - 10.0,
+            top - 27.0,
             lane.timeline,
             plural(lane.layers.len(), "layer"),
             key_text::bytes(bytes),
             lane.end
         ),
     );
+    if let Some(debt) = lane.debt.as_ref().filter(|_| !lane.layers.is_empty()) {
+        put(
+            out,
+            format_args!(
+                "<text class=\"dim small\" x=\"24\" y=\"{:.1}\">{}</text>",
+                top - 11.0,
+                debt_in_words(debt)
+            ),
+        );
+    }
     put(
         out,
         format_args!(
@@ -384,7 +428,9 @@ fn draw_lane(out: &mut String, lane: &Lane, top: f64, keys: &KeyAxis, lsns: &Lsn
     );
     draw_bands(out, keys, top, height);
 
+    draw_shelves(out, lane, top, height, keys);
     let origin = lane.ancestor.map_or(lane.began, |(_, at)| at);
+    draw_past(out, lane, origin, top, height, lsns);
     if let Some((ancestor, at)) = lane.ancestor {
         let width = lsns.x(at) - LEFT;
         put(
@@ -413,8 +459,20 @@ fn draw_lane(out: &mut String, lane: &Lane, top: f64, keys: &KeyAxis, lsns: &Lsn
     // Small ones on top of large ones.
     deltas.sort_by_key(|layer| (!layer.name.is_l0(), layer.name.lsns().start));
     images.sort_by_key(|layer| layer.name.lsns().start);
+    let hottest = lane.layers.iter().filter_map(|layer| layer.heat).max().unwrap_or(0).max(1);
     for layer in deltas.into_iter().chain(images) {
-        draw_layer(out, layer, top, height, keys, lsns);
+        draw_layer(out, layer, hottest, top, height, keys, lsns);
+    }
+    if let Some(cutoff) = lane.cutoff.filter(|cutoff| *cutoff > origin) {
+        let x = lsns.x(cutoff);
+        put(
+            out,
+            format_args!(
+                "<line class=\"cutoff\" x1=\"{x:.1}\" y1=\"{:.1}\" x2=\"{x:.1}\" y2=\"{:.1}\"><title>cutoff {cutoff}: from here on everything can be read</title></line>",
+                top - 4.0,
+                bottom + 4.0
+            ),
+        );
     }
 
     if let Some(readable) = lane.readable_from.filter(|readable| *readable > origin) {
@@ -450,15 +508,72 @@ fn draw_lane(out: &mut String, lane: &Lane, top: f64, keys: &KeyAxis, lsns: &Lsn
             ),
         );
     }
-    for (lsn, what) in &lane.marks {
+    let marks = lane.marks.iter().map(|mark| ("mark", mark));
+    for (class, (lsn, what)) in marks.chain(lane.leases.iter().map(|lease| ("lease", lease))) {
         let x = lsns.x(*lsn);
         put(
             out,
             format_args!(
-                "<path class=\"mark\" d=\"M{:.1} {:.1}h10l-5 9z\"><title>{} at {lsn}</title></path>",
+                "<path class=\"{class}\" d=\"M{:.1} {:.1}h10l-5 9z\"><title>{} at {lsn}</title></path>",
                 x - 5.0,
                 top - 5.0,
                 escaped(what)
+            ),
+        );
+    }
+}
+
+/// What compaction has still to do, in a sentence.
+fn debt_in_words(debt: &Debt) -> String {
+    let merge = match debt.merge_bytes {
+        0 => "nothing to merge".to_owned(),
+        bytes => format!("{} to merge", key_text::bytes(bytes)),
+    };
+    let garbage = match debt.garbage_bytes {
+        0 => String::new(),
+        bytes => format!(", {} below the cutoff not collected yet", key_text::bytes(bytes)),
+    };
+    format!("debt: {merge}, a read visits at most {}{garbage}", plural(debt.deepest, "layer"))
+}
+
+/// Every other stretch of keys, so that each can be told from its neighbours.
+fn draw_shelves(out: &mut String, lane: &Lane, top: f64, height: f64, keys: &KeyAxis) {
+    for (number, shelf) in lane.shelves.iter().enumerate() {
+        let (from, to) = (top + keys.share(shelf.start) * height, top + keys.share(shelf.end) * height);
+        put(
+            out,
+            format_args!(
+                "<rect class=\"shelf\" fill-opacity=\"{}\" x=\"{LEFT}\" y=\"{from:.1}\" width=\"{:.1}\" height=\"{:.1}\"><title>shelf {} of {}: {} to before {}</title></rect>",
+                if number % 2 == 0 { ".09" } else { ".02" },
+                WIDTH - RIGHT - LEFT,
+                (to - from).max(0.5),
+                number + 1,
+                lane.shelves.len(),
+                escaped(&key_text::key(shelf.start)),
+                escaped(&key_text::key(shelf.end))
+            ),
+        );
+    }
+}
+
+/// Where only single places can be read, and which.
+fn draw_past(out: &mut String, lane: &Lane, origin: Lsn, top: f64, height: f64, lsns: &LsnAxis) {
+    let Some(cutoff) = lane.cutoff.filter(|cutoff| *cutoff > origin) else { return };
+    let (from, to) = (lsns.x(origin), lsns.x(cutoff));
+    put(
+        out,
+        format_args!(
+            "<rect class=\"past\" x=\"{from:.1}\" y=\"{top:.1}\" width=\"{:.1}\" height=\"{height:.1}\"><title>before {cutoff} only branch points, leases and named LSNs can be read</title></rect>",
+            to - from
+        ),
+    );
+    for point in lane.points.iter().filter(|point| **point >= origin && **point < cutoff) {
+        let x = lsns.x(*point);
+        put(
+            out,
+            format_args!(
+                "<line class=\"point\" x1=\"{x:.1}\" y1=\"{top:.1}\" x2=\"{x:.1}\" y2=\"{:.1}\"><title>{point} can be read</title></line>",
+                top + height
             ),
         );
     }
@@ -489,13 +604,26 @@ fn draw_bands(out: &mut String, keys: &KeyAxis, top: f64, height: f64) {
     }
 }
 
-fn draw_layer(out: &mut String, layer: &LayerBox, top: f64, height: f64, keys: &KeyAxis, lsns: &LsnAxis) {
+fn draw_layer(
+    out: &mut String,
+    layer: &LayerBox,
+    hottest: u32,
+    top: f64,
+    height: f64,
+    keys: &KeyAxis,
+    lsns: &LsnAxis,
+) {
     let (range, span) = (layer.name.keys(), layer.name.lsns());
     let (share, share_end) = (keys.share(range.start), keys.share(range.end));
     let (y, tall) = (top + share * height, ((share_end - share) * height).max(1.0));
     let (class, x, wide) = if layer.name.is_delta() {
         let (from, to) = (lsns.x(span.start), lsns.x(span.end));
-        (if layer.name.is_l0() { "l0" } else { "l1" }, from, (to - from).max(1.5))
+        let class = match (layer.name.is_l0(), layer.is_trimmed) {
+            (true, _) => "l0",
+            (false, true) => "trimmed",
+            (false, false) => "l1",
+        };
+        (class, from, (to - from).max(1.5))
     } else {
         ("image", lsns.x(span.start) - IMAGE_WIDTH, IMAGE_WIDTH)
     };
@@ -517,15 +645,27 @@ fn draw_layer(out: &mut String, layer: &LayerBox, top: f64, height: f64, keys: &
         out,
         format_args!(
             "<rect class=\"layer {class}\" fill-opacity=\".82\" x=\"{x:.2}\" y=\"{y:.2}\" width=\"{wide:.2}\" height=\"{:.2}\" rx=\"{:.1}\">\
-         <title>{}\n{when}\n{}\n{}{}</title></rect>",
+         <title>{}\n{when}\n{}\n{}{}{}</title></rect>",
             (tall - 0.6).max(0.6),
             if tall > 8.0 { 2.0 } else { 0.0 },
             layer.name,
             escaped(&keys),
             key_text::bytes(layer.file_size),
-            commits.unwrap_or_default()
+            commits.unwrap_or_default(),
+            layer.heat.map(|heat| format!("\nheat {heat}")).unwrap_or_default()
         ),
     );
+    if let Some(heat) = layer.heat.filter(|heat| *heat > 0) {
+        put(
+            out,
+            format_args!(
+                "<rect class=\"heat\" fill-opacity=\"{:.2}\" x=\"{x:.2}\" y=\"{y:.2}\" width=\"{:.2}\" height=\"{:.2}\" pointer-events=\"none\"/>",
+                0.25 + 0.75 * f64::from(heat) / f64::from(hottest),
+                (wide / 2.0).min(5.0),
+                (tall - 0.6).max(0.6)
+            ),
+        );
+    }
     if wide > 54.0 && tall > 16.0 {
         put(
             out,
@@ -553,7 +693,8 @@ mod tests {
     }
 
     fn layer(name: LayerName, file_size: u64) -> LayerBox {
-        LayerBox { name, file_size, commits: Some((PgTimestamp(0), PgTimestamp(1_000_000))) }
+        let commits = Some((PgTimestamp(0), PgTimestamp(1_000_000)));
+        LayerBox { name, file_size, commits, is_trimmed: false, heat: None }
     }
 
     fn mib(n: u64) -> Lsn {
@@ -584,6 +725,11 @@ mod tests {
             layers,
             wal: vec![mib(128)..mib(131)],
             marks: vec![(mib(100), "before <the> accident".into())],
+            leases: vec![(mib(50), "leased".into())],
+            cutoff: Some(mib(80)),
+            points: vec![mib(50), mib(64)],
+            shelves: vec![block(16384, 0)..block(16420, 0), block(16420, 0)..block(16501, 121_680)],
+            debt: Some(Debt { merge_bytes: 3 << 20, deepest: 7, garbage_bytes: 1 << 20 }),
         };
         let branch = |byte, parent, at, end| Lane {
             timeline: id(byte),
@@ -595,6 +741,11 @@ mod tests {
             )],
             readable_from: None,
             marks: Vec::new(),
+            leases: Vec::new(),
+            cutoff: None,
+            points: Vec::new(),
+            shelves: Vec::new(),
+            debt: None,
             wal: Vec::new(),
             ..trunk.clone()
         };
@@ -616,7 +767,11 @@ mod tests {
             assert_eq!(svg.matches(&name).count(), 1, "{name}");
         }
         assert_eq!(svg.matches("branches off").count(), 2);
-        assert!(svg.contains("before &lt;the&gt; accident"));
+        assert!(svg.contains("before &lt;the&gt; accident") && svg.contains("leased at"));
+        assert_eq!(svg.matches("<line class=\"cutoff\"").count(), 1);
+        assert_eq!(svg.matches("<line class=\"point\"").count(), 2);
+        assert_eq!(svg.matches("<rect class=\"shelf\"").count(), 2);
+        assert!(svg.contains("debt: 3.0 MiB to merge, a read visits at most 7 layers, 1.0 MiB below the cutoff not collected yet"));
         assert!(!svg.contains("NaN") && !svg.contains("inf"));
     }
 

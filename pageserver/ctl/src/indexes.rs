@@ -54,6 +54,17 @@ pub async fn find(place: &str) -> anyhow::Result<Vec<FoundIndex>> {
     Ok(found)
 }
 
+/// An object that lies beside the indexes of `place`, by its path as indexes have theirs; `None` when it is not there, or cannot be had.
+pub async fn read_beside(place: &str, path: &str) -> Option<Bytes> {
+    if place.starts_with("http") {
+        return None;
+    }
+    if place.starts_with("s3://") {
+        return Some(connect(place).await.ok()?.get(path, None).await.ok()?.bytes);
+    }
+    std::fs::read(path).ok().map(Bytes::from)
+}
+
 /// The bucket at `place`, if it is one: S3 or a directory.
 pub async fn bucket(place: &str) -> anyhow::Result<Option<Arc<dyn Bucket>>> {
     if place.starts_with("s3://") {

@@ -71,7 +71,7 @@ impl ServedRelation {
 
 /// A relation fork as it is typed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct RelName(RelTag);
+pub struct RelName(pub RelTag);
 
 impl FromStr for RelName {
     type Err = String;

@@ -1,9 +1,15 @@
 //! `pagectl timeline draw`: a picture of what a bucket or a server has.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
+use codec::heatmap::HeatMap;
+use engine::compact::shelf::shelves;
+use engine::compact::{CompactionPolicy, debt, view_of};
+use engine::index_keeper::wishes_of;
+use engine::retention::{Retention, Wishes, points};
 use model::{LayerName, LayerObjectName, Lsn, TimelineId};
 use serde::Deserialize;
 
@@ -43,7 +49,8 @@ pub async fn run(arguments: &Timeline) -> anyhow::Result<()> {
             lanes.extend(from_server(place.trim_end_matches('/')).await?);
         } else {
             let found = indexes::find(place).await?;
-            lanes.extend(found.iter().enumerate().map(|(number, found)| from_index(number, found)));
+            let heat = heat_of(place, &found).await;
+            lanes.extend(from_indexes(&found, &heat));
         }
     }
     let svg = drawing::draw(&lanes);
@@ -57,16 +64,61 @@ pub async fn run(arguments: &Timeline) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `number` makes up an id where the path has none.
-fn from_index(number: usize, found: &FoundIndex) -> Lane {
+/// How often layers were read lately.
+type Heat = HashMap<(TimelineId, LayerName), u32>;
+
+/// What heat maps beside the indexes say, of tenants that have one. They are advice: one that cannot be read is none.
+async fn heat_of(place: &str, found: &[FoundIndex]) -> Heat {
+    let beside = |index: &str| Some(format!("{}/heatmap-v1.json", index.split_once("/timelines/")?.0));
+    let places: BTreeSet<String> = found.iter().filter_map(|found| beside(&found.place)).collect();
+    let mut heat = Heat::new();
+    for path in places {
+        let Some(map) = indexes::read_beside(place, &path).await else { continue };
+        let Ok(map) = HeatMap::from_json(&map) else { continue };
+        for timeline in map.timelines {
+            for layer in timeline.layers {
+                let reads = layer.palimpsest.map_or(1, |chunks| chunks.heat.max(1));
+                heat.insert((timeline.timeline_id, layer.name), reads);
+            }
+        }
+    }
+    heat
+}
+
+fn from_indexes(found: &[FoundIndex], heat: &Heat) -> Vec<Lane> {
+    let made_up = |number: usize| {
+        let mut id = [0; 16];
+        id[15] = number as u8;
+        TimelineId(id)
+    };
+    let id_of = |number: usize, found: &FoundIndex| found.timeline.unwrap_or_else(|| made_up(number));
+    let wishes: BTreeMap<TimelineId, Wishes> = found
+        .iter()
+        .enumerate()
+        .map(|(number, found)| (id_of(number, found), wishes_of(&found.index)))
+        .collect();
+    found
+        .iter()
+        .enumerate()
+        .map(|(number, found)| from_index(id_of(number, found), found, &wishes, heat))
+        .collect()
+}
+
+fn from_index(
+    id: TimelineId,
+    found: &FoundIndex,
+    wishes: &BTreeMap<TimelineId, Wishes>,
+    heat: &Heat,
+) -> Lane {
     let index = &found.index;
     let metadata = index.metadata();
-    let mut id = [0; 16];
-    id[15] = number as u8;
+    let retention = Retention::new(metadata.latest_gc_cutoff_lsn, points(id, wishes));
+    let view = view_of(index, retention.clone());
+    let policy = CompactionPolicy::default();
     let mut remarks = vec![format!("Postgres {}", metadata.pg_version)];
     remarks.extend(index.archived_at.as_ref().map(|_| "archived".to_owned()));
     let mut lane = Lane {
-        timeline: found.timeline.unwrap_or(TimelineId(id)),
+        timeline: id,
         remarks,
         ancestor: metadata.ancestor_timeline.map(|id| (id, metadata.ancestor_lsn)),
         began: metadata.initdb_lsn,
@@ -79,16 +131,26 @@ fn from_index(number: usize, found: &FoundIndex) -> Lane {
                 name: name.clone(),
                 file_size: layer.file_size,
                 commits: layer.palimpsest.as_ref().and_then(|ours| ours.commits),
+                is_trimmed: layer.palimpsest.as_ref().is_some_and(|ours| ours.trimmed_for.is_some()),
+                heat: heat.get(&(id, name.clone())).copied(),
             })
             .collect(),
         wal: Vec::new(),
         marks: Vec::new(),
+        leases: Vec::new(),
+        cutoff: Some(retention.cutoff).filter(|cutoff| cutoff.is_valid()),
+        points: retention.points,
+        shelves: shelves(&view.rest, policy.shelf_bytes).into_iter().map(|shelf| shelf.keys).collect(),
+        debt: Some(debt(&view, &policy)),
     };
     if let Some(ours) = &index.palimpsest {
         lane.readable_from = metadata.ancestor_timeline.is_none().then_some(ours.readable_from);
         lane.wal = ours.wal_objects.iter().map(|object| object.start..object.end).collect();
         lane.marks.extend(ours.restores.iter().map(|restore| (restore.lsn, "restored".to_owned())));
         lane.marks.extend(ours.named_lsns.iter().map(|(name, named)| (named.lsn, name.clone())));
+        let leased =
+            |lease: &codec::index_part::Lease| (lease.lsn, format!("leased until {}", lease.valid_until));
+        lane.leases = ours.leases.iter().map(leased).collect();
     }
     lane
 }
@@ -103,6 +165,7 @@ struct TimelineInfo {
     min_readable_lsn: Option<Lsn>,
     /// Absent while the timeline is being imported or cannot be loaded.
     disk_consistent_lsn: Option<Lsn>,
+    applied_gc_cutoff_lsn: Option<Lsn>,
     last_record_lsn: Option<Lsn>,
     pg_version: Option<u32>,
 }
@@ -141,6 +204,8 @@ async fn from_server(url: &str) -> anyhow::Result<Vec<Lane>> {
                 name: layer_name(&layer.layer_file_name)?,
                 file_size: layer.layer_file_size,
                 commits: None,
+                is_trimmed: false,
+                heat: None,
             })
         });
         let newest = info.last_record_lsn.unwrap_or(end);
@@ -154,6 +219,11 @@ async fn from_server(url: &str) -> anyhow::Result<Vec<Lane>> {
             layers: layers.collect::<anyhow::Result<_>>()?,
             wal: Some(end..newest).filter(|wal| !wal.is_empty()).into_iter().collect(),
             marks: Vec::new(),
+            leases: Vec::new(),
+            cutoff: info.applied_gc_cutoff_lsn,
+            points: Vec::new(),
+            shelves: Vec::new(),
+            debt: None,
         });
     }
     Ok(lanes)

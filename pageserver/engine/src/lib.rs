@@ -3,7 +3,7 @@
 //! Reading order: [`ports`] (what the engine asks of the world), [`disk`] and [`clock`] (what it is answered here), [`blocking`], [`object_path`] (every object we write), [`bucket`], [`claim`] (who owns a tenant),
 //! [`index_store`] and [`index_keeper`] (what a timeline consists of), [`stored_wal`] and [`wal_keeper`] (WAL to the bucket first) and [`wal_run`] (which of it counts), [`lineage`] (whether a source's history is ours);
 //! [`ingest`] (which versions a record makes), [`changes`], [`tail`], [`layer_map`], [`chunk_cache`], [`layer_read`], [`layer_write`]; then
-//! [`read`], [`explain`], [`as_of`], [`time`], [`timeline`], [`inherit`] (a branch's own copy of what it shares), and on top [`tenant`], [`tenant_size`], [`deletion`] and [`heatmap`];
+//! [`read`], [`read_counts`], [`explain`], [`onlooker`], [`as_of`], [`time`], [`timeline`], [`inherit`] (a branch's own copy of what it shares), and on top [`tenant`], [`tenant_size`], [`deletion`] and [`heatmap`];
 //! how a timeline begins: [`import`]; what a cluster is restored from: [`backup`].
 
 pub mod as_of;
@@ -35,8 +35,10 @@ pub mod layer_write;
 pub mod lineage;
 pub mod metering;
 pub mod object_path;
+pub mod onlooker;
 pub mod ports;
 pub mod read;
+pub mod read_counts;
 pub mod retention;
 pub mod stored_wal;
 pub mod sweep;

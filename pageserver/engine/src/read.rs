@@ -21,6 +21,7 @@ use crate::as_of::{AsOf, ReadError};
 use crate::changes::Changes;
 use crate::layer_map::{LayerMap, Visit};
 use crate::layer_read::Layer;
+use crate::read_counts::ReadCounts;
 use crate::retention::Retention;
 use crate::tail::{Tail, Version};
 
@@ -45,6 +46,8 @@ pub struct Snapshot {
     pub branched_at: Option<Lsn>,
     /// As of when these layers can be read.
     pub retention: Arc<Retention>,
+    /// How deep reads go.
+    pub reads: Arc<ReadCounts>,
 }
 
 /// The history that a branch shares.
@@ -63,6 +66,8 @@ pub(crate) struct Chain {
     /// The last version gathered needs no predecessor, or is an image from an image layer.
     complete: bool,
     base: Option<Bytes>,
+    /// Layers that were looked into.
+    layers: usize,
 }
 
 impl Chain {
@@ -88,6 +93,14 @@ impl Chain {
     }
 }
 
+impl Chain {
+    /// Versions that are redone: all but a whole value at the bottom.
+    fn changes(&self) -> usize {
+        let starts_whole = self.versions.last().is_some_and(|(_, value)| codec::value::is_image(value));
+        self.versions.len() - usize::from(starts_whole)
+    }
+}
+
 /// What one layer says of a key.
 pub(crate) enum Visited {
     Versions(Vec<Version>),
@@ -104,6 +117,7 @@ pub(crate) async fn read_visit(visit: &Visit<'_, Layer>, key: Key, lsn: Lsn) -> 
 
 impl Chain {
     pub(crate) fn take_visited(&mut self, visited: Visited, key: Key) {
+        self.layers += 1;
         match visited {
             Visited::Versions(versions) => self.take(versions.into_iter()),
             Visited::Image(image) => {
@@ -224,6 +238,9 @@ impl Snapshot {
         }
         let mut chain = Chain::default();
         self.gather(key, lsn, &mut chain).await?;
+        if key.is_rel_block() {
+            self.reads.count(chain.layers, chain.changes());
+        }
         self.redo(key, lsn, &chain)
     }
 

@@ -224,6 +224,12 @@ impl Key {
         }
     }
 
+    /// Whether it is of a page of a relation.
+    #[inline]
+    pub fn is_rel_block(self) -> bool {
+        self.field1 == 0 && self.field4 != 0 && self.field6 != u32::MAX
+    }
+
     /// Whether a branch sees its ancestor's value of this key below the branch point. Auxiliary files and replication
     /// origins belong to one cluster and are not inherited.
     pub fn is_inherited(self) -> bool {

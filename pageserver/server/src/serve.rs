@@ -165,6 +165,8 @@ async fn serve(
         policy,
         Arc::new(SystemClock),
     );
+    tenants.reads().register(registry).context("cannot register metrics")?;
+    let compaction = config.maintenance().map(|maintenance| maintenance.compaction).unwrap_or_default();
     start_cache(&supervisor, config, &tenants, &cache);
     let mut superseded = tenants.superseded();
     let secrets = Secrets {
@@ -263,7 +265,7 @@ async fn serve(
         budget,
         registry: registry.clone(),
         process,
-        engine: EngineMetrics::register(registry, config.timeline_gauges),
+        engine: EngineMetrics::register(registry, config.timeline_gauges, compaction),
         lease_length: config.lsn_lease_length.0,
         base_dir: config.base_dir.clone(),
         launched: SystemTime::now(),

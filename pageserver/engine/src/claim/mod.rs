@@ -101,6 +101,11 @@ impl Claim {
         self
     }
 
+    /// What somebody holds who only looks. It is not in the bucket, so it never validates, and nothing can be deleted, reported or acknowledged by it.
+    pub(crate) fn of_onlooker(bucket: Arc<dyn Bucket>, tenant: TenantShardId) -> Claim {
+        Claim::new(bucket, tenant, Generation::LAST_OWNER)
+    }
+
     /// Whose.
     pub fn tenant(&self) -> TenantShardId {
         self.inner.tenant

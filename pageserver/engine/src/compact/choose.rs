@@ -191,7 +191,7 @@ fn merge_l0(view: &View, policy: &CompactionPolicy, cuts: Vec<Key>) -> Choice {
 }
 
 /// The most deltas that stand above the newest image of any key.
-fn stack_height(shelf: &Shelf) -> usize {
+pub(super) fn stack_height(shelf: &Shelf) -> usize {
     let deltas = shelf.deltas();
     let mut edges: Vec<Key> = shelf.layers.iter().map(|layer| layer.name.keys().start).collect();
     edges.sort_unstable();
@@ -277,25 +277,15 @@ fn trim(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key], eag
     let retention = &view.retention;
     let split = split_at(shelf, retention.cutoff)?;
     let points = retention.points_to(split);
-    // Of a delta that reaches above the split a part is below it.
-    let below = |layer: &LayerFacts| {
-        let lsns = layer.name.lsns();
-        let share = (split.0 + 1).saturating_sub(lsns.start.0) as f64 / (lsns.end.0 - lsns.start.0) as f64;
-        (layer.size as f64 * share.min(1.0)) as u64
-    };
     let (deltas, later): (Vec<&LayerFacts>, Vec<&LayerFacts>) =
         shelf.deltas().into_iter().partition(|layer| layer.name.lsns().start <= split);
-    let is_trimmed = |layer: &LayerFacts| {
-        let still_read = |point: &Lsn| *point >= split || retention.keeps(*point);
-        // The last of its points is where the cutoff was then; later ones took over from it.
-        layer.trimmed_for.as_ref().is_some_and(|points| points.iter().rev().skip(1).all(still_read))
-    };
     let (old, fresh): (Vec<&LayerFacts>, Vec<&LayerFacts>) =
-        deltas.iter().partition(|layer| is_trimmed(layer));
-    let garbage: u64 = fresh.iter().map(|layer| below(layer)).sum();
-    let crossing = total(deltas.iter().copied()) - deltas.iter().map(|layer| below(layer)).sum::<u64>();
+        deltas.iter().partition(|layer| is_trimmed(layer, split, retention));
+    let garbage: u64 = fresh.iter().map(|layer| below(layer, split)).sum();
+    let crossing =
+        total(deltas.iter().copied()) - deltas.iter().map(|layer| below(layer, split)).sum::<u64>();
     let above = total(later) + crossing;
-    let trimmed: u64 = old.iter().map(|layer| below(layer)).sum();
+    let trimmed: u64 = old.iter().map(|layer| below(layer, split)).sum();
     let first = points.first().copied().unwrap_or(split).min(split);
     let images = shelf.newest_images(first);
     let readable = total(images.iter().copied());
@@ -357,8 +347,29 @@ fn survival(old: &[&LayerFacts], trimmed: u64, fresh: &[&LayerFacts], garbage: u
     }
 }
 
+/// Bytes of a delta that lie at or below the split. Of one that reaches above it, a part.
+pub(super) fn below(layer: &LayerFacts, split: Lsn) -> u64 {
+    let lsns = layer.name.lsns();
+    let share = (split.0 + 1).saturating_sub(lsns.start.0) as f64 / (lsns.end.0 - lsns.start.0) as f64;
+    (layer.size as f64 * share.min(1.0)) as u64
+}
+
+/// Whether all that is left in a delta at or below the split is still read.
+fn is_trimmed(layer: &LayerFacts, split: Lsn, retention: &Retention) -> bool {
+    let still_read = |point: &Lsn| *point >= split || retention.keeps(*point);
+    // The last of its points is where the cutoff was then; later ones took over from it.
+    layer.trimmed_for.as_ref().is_some_and(|points| points.iter().rev().skip(1).all(still_read))
+}
+
+/// Deltas of a shelf that reach below the split, and of which not all is known to be still read there.
+pub(super) fn fresh_deltas<'a>(shelf: &'a Shelf, split: Lsn, retention: &Retention) -> Vec<&'a LayerFacts> {
+    let mut deltas = shelf.deltas();
+    deltas.retain(|layer| layer.name.lsns().start <= split && !is_trimmed(layer, split, retention));
+    deltas
+}
+
 /// Up to where a shelf's history is trimmed: the highest LSN up to the cutoff that no delta reaches across, if that leaves little; else the cutoff.
-fn split_at(shelf: &Shelf, cutoff: Lsn) -> Option<Lsn> {
+pub(super) fn split_at(shelf: &Shelf, cutoff: Lsn) -> Option<Lsn> {
     let spans: Vec<LsnRange> = shelf.deltas().iter().map(|layer| layer.name.lsns()).collect();
     let lowest = spans.iter().map(|lsns| lsns.start).min().filter(|start| *start <= cutoff)?;
     let ends: BTreeSet<Lsn> =

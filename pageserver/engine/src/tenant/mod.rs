@@ -39,6 +39,7 @@ use crate::index_keeper::IndexTrouble;
 use crate::index_store::{LoadIndexError, PutIndexError};
 use crate::inherit::InheritError;
 use crate::ports::{Bucket, BucketError, Clock};
+use crate::read_counts::ReadCounts;
 use crate::timeline::{AppendError, OpenError, Timeline, TimelineInfo, TimelinePolicy};
 use crate::wal_keeper::KeepWalError;
 
@@ -71,6 +72,7 @@ struct Inner {
     opening: Semaphore,
     superseded: watch::Sender<Option<String>>,
     maintenance: MaintenanceCounts,
+    reads: Arc<ReadCounts>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -267,10 +269,16 @@ impl Tenants {
                 opening: Semaphore::new(OPENING_AT_ONCE),
                 superseded: watch::channel(None).0,
                 maintenance: MaintenanceCounts::default(),
+                reads: Arc::default(),
                 tasks: TaskTracker::new(),
                 stop: CancellationToken::new(),
             }),
         }
+    }
+
+    /// How deep reads of pages went since the process began.
+    pub fn reads(&self) -> &Arc<ReadCounts> {
+        &self.inner.reads
     }
 
     /// Turns to a text when this process was superseded: it must end then.

@@ -116,6 +116,7 @@ impl Tenants {
             budget: Arc::clone(&self.inner.budget),
             policy: self.inner.policy.clone(),
             freeze_bytes: tenant.freeze_bytes(),
+            reads: Arc::clone(&self.inner.reads),
         }
     }
 

@@ -274,6 +274,7 @@ impl Owner {
             ancestor: self.ancestor.clone(),
             branched_at: old.branched_at,
             retention: Arc::clone(&self.retention),
+            reads: Arc::clone(&old.reads),
         };
         self.shared.view.store(Arc::new(view));
         if changes_layers {

@@ -31,6 +31,7 @@ use crate::layer_map::LayerMap;
 use crate::layer_write::LayerStore;
 use crate::ports::{Bucket, BucketError};
 use crate::read::{Ancestor, Snapshot};
+use crate::read_counts::ReadCounts;
 use crate::retention::Retention;
 use crate::stored_wal::{StoredWal, list_wal, wal_path};
 use crate::tail::Tail;
@@ -57,6 +58,8 @@ pub struct TimelineSurroundings {
     pub policy: TimelinePolicy,
     /// In place of the policy's own; may change.
     pub freeze_bytes: Arc<AtomicUsize>,
+    /// How deep reads go.
+    pub reads: Arc<ReadCounts>,
 }
 
 /// Why a timeline could not be opened.
@@ -144,6 +147,7 @@ pub async fn open(
         ancestor: ancestor.clone(),
         branched_at: facts.branched_at,
         retention: Arc::clone(&retention),
+        reads: Arc::clone(&place.reads),
     };
     let ingest = Ingest::load(&Stored(&snapshot), facts.pg).await?;
     let (decoder, wal_start) =

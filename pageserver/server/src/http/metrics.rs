@@ -3,20 +3,24 @@
 //! A server may have more timelines than anybody wants to store series of, most of them idle. So only the largest have gauges of their own, by
 //! what they have in the bucket: which these are seldom changes, so series do not come and go. All count in the sums.
 
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::UNIX_EPOCH;
 
 use engine::budget::TailBudget;
 use engine::chunk_cache::ChunkCache;
+use engine::compact::{CompactionPolicy, Debt, debt, time_near, view};
 use engine::tenant::{Tenants, TimelineState};
 use engine::timeline::TimelineInfo;
+use model::{Lsn, PgTimestamp, TimelineId};
 use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
 
 use crate::metrics::registered;
 use crate::source::followers::Followers;
 
 const LABELS: [&str; 3] = ["tenant_id", "shard_id", "timeline_id"];
-const GAUGES: [(&str, &str); 15] = [
+const GAUGES: [(&str, &str); 19] = [
     ("pageserver_last_record_lsn", "End of the newest readable record"),
     ("pageserver_disk_consistent_lsn", "Up to where everything is in layers in the bucket"),
     ("pageserver_projected_remote_consistent_lsn", "The same"),
@@ -35,6 +39,16 @@ const GAUGES: [(&str, &str); 15] = [
     ),
     ("pageserver_resident_physical_size", "Bytes of layers on the local disk"),
     ("palimpsest_wal_object_bytes", "Bytes of raw WAL in the bucket that no layer covers yet"),
+    ("palimpsest_debt_merge_bytes", "Bytes of layers that compaction has still to merge"),
+    ("palimpsest_debt_deepest_layers", "Layers that a read may have to visit at most"),
+    (
+        "palimpsest_debt_garbage_bytes",
+        "Bytes of history below the cutoff that compaction has not looked at since; much of it nobody can read",
+    ),
+    (
+        "palimpsest_cutoff_time_seconds",
+        "About when the oldest moment was, in seconds since 1970, that can be read as any other; absent when that is not known",
+    ),
 ];
 
 /// What is collected at a scrape.
@@ -53,11 +67,21 @@ pub struct EngineMetrics {
     tail_limit: IntGauge,
     cache: IntGaugeVec,
     maintenance: IntGaugeVec,
+    policy: CompactionPolicy,
+    debts: Mutex<HashMap<TimelineId, KnownDebt>>,
+}
+
+/// The debt of a timeline, and what it was when that was made: it is made anew when its layers have changed.
+#[derive(Clone)]
+struct KnownDebt {
+    of: (usize, u64, Lsn, Lsn),
+    debt: Debt,
+    cutoff_time: Option<PgTimestamp>,
 }
 
 impl EngineMetrics {
-    /// Registers them.
-    pub fn register(registry: &Registry, most: usize) -> Self {
+    /// Registers them. `policy` says what is debt.
+    pub fn register(registry: &Registry, most: usize, policy: CompactionPolicy) -> Self {
         const WELL_FORMED: &str = "the name is well-formed";
         let gauge =
             |name: &str, help: &str| registered(registry, IntGauge::new(name, help).expect(WELL_FORMED));
@@ -108,10 +132,27 @@ impl EngineMetrics {
                 "Compaction and collection since the process began: jobs, failures, bytes, cutoffs moved, orphans",
                 &["what"],
             ),
+            policy,
+            debts: Mutex::default(),
         }
     }
 
-    fn show(&self, info: &TimelineInfo) {
+    async fn debt(&self, tenants: &Tenants, info: &TimelineInfo) -> Option<KnownDebt> {
+        let id = info.facts.timeline;
+        let of = (info.layers, info.remote_physical_size, info.disk_consistent_lsn, info.gc_cutoff_lsn);
+        let known = self.debts.lock().expect("no holder panics").get(&id).cloned();
+        if let Some(known) = known.filter(|known| known.of == of) {
+            return Some(known);
+        }
+        let timeline = tenants.timeline(info.facts.tenant_shard.tenant, id).ok()?;
+        let debt = debt(&view(&timeline).await, &self.policy);
+        let cutoff_time = time_near(&*timeline.index().part().await, info.gc_cutoff_lsn);
+        let known = KnownDebt { of, debt, cutoff_time };
+        self.debts.lock().expect("no holder panics").insert(id, known.clone());
+        Some(known)
+    }
+
+    fn show(&self, info: &TimelineInfo, debt: Option<&KnownDebt>) {
         let shard = info.facts.tenant_shard;
         let labels = [shard.tenant.to_string(), shard.shard.to_string(), info.facts.timeline.to_string()];
         let values = [
@@ -130,6 +171,10 @@ impl EngineMetrics {
             info.current_logical_size,
             Some(info.resident_physical_size),
             Some(info.wal_objects_size),
+            debt.map(|known| known.debt.merge_bytes),
+            debt.map(|known| known.debt.deepest as u64),
+            debt.map(|known| known.debt.garbage_bytes),
+            debt.and_then(|known| known.cutoff_time).map(seconds),
         ];
         for (gauge, value) in self.timelines.iter().zip(values) {
             if let Some(value) = value {
@@ -139,7 +184,7 @@ impl EngineMetrics {
     }
 
     /// Brings them up to date. Timelines that are gone lose their samples.
-    pub fn refresh(
+    pub async fn refresh(
         &self,
         tenants: &Tenants,
         followers: &Followers,
@@ -172,11 +217,14 @@ impl EngineMetrics {
         self.resident_bytes.set(sum(|info| info.resident_physical_size));
         self.wal_object_bytes.set(sum(|info| info.wal_objects_size));
         self.without_gauges.set(active.len().saturating_sub(self.most) as i64);
-        for info in largest(active, self.most, |info| {
+        let shown = largest(active, self.most, |info| {
             (info.remote_physical_size + info.wal_objects_size, info.facts.timeline)
-        }) {
-            self.show(&info);
+        });
+        for info in &shown {
+            self.show(info, self.debt(tenants, info).await.as_ref());
         }
+        let ids: HashSet<TimelineId> = shown.iter().map(|info| info.facts.timeline).collect();
+        self.debts.lock().expect("no holder panics").retain(|id, _| ids.contains(id));
         for (size, tenant) in largest(sizes, self.most, |size| *size) {
             self.synthetic_sizes.with_label_values(&[&tenant.to_string()]).set(size as i64);
         }
@@ -219,6 +267,10 @@ impl EngineMetrics {
     }
 }
 
+fn seconds(time: PgTimestamp) -> u64 {
+    time.to_system_time().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
 /// The largest of them, at most so many.
 fn largest<T, K: Ord>(mut all: Vec<T>, most: usize, size: impl Fn(&T) -> K) -> Vec<T> {
     if all.len() > most {
@@ -231,6 +283,42 @@ fn largest<T, K: Ord>(mut all: Vec<T>, most: usize, size: impl Fn(&T) -> K) -> V
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Names in an expression that begin like ours. Those of operators are not of this process.
+    fn names(expression: &str) -> Vec<String> {
+        let words = expression.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == ':'));
+        let ours = words.filter(|word| {
+            ["pageserver_", "palimpsest_", "libmetrics_"].iter().any(|start| word.starts_with(start))
+        });
+        ours.map(ToOwned::to_owned).collect()
+    }
+
+    #[test]
+    fn every_metric_that_the_dashboard_names_is_registered() {
+        let registry = Registry::new();
+        EngineMetrics::register(&registry, 1, CompactionPolicy::default());
+        engine::bucket::BucketMetrics::new().register(&registry).unwrap();
+        Arc::new(engine::read_counts::ReadCounts::default()).register(&registry).unwrap();
+        crate::libpq::metrics::LibpqMetrics::register(&registry);
+        crate::metrics::ProcessMetrics::register(&registry);
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../charts/palimpsest/dashboards/palimpsest.json");
+        let dashboard: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let mut named = HashSet::new();
+        for panel in dashboard["panels"].as_array().unwrap() {
+            for target in panel["targets"].as_array().into_iter().flatten() {
+                named.extend(names(target["expr"].as_str().unwrap()));
+            }
+        }
+        assert!(named.len() > 15, "{named:?}");
+        for name in named {
+            let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
+            let is_known = [Some(name.as_str()), base].into_iter().flatten().any(|name| {
+                let same = IntGauge::new(name, "The same name again").unwrap();
+                registry.register(Box::new(same)).is_err()
+            });
+            assert!(is_known, "{name} is in the dashboard, and nothing here is called so");
+        }
+    }
 
     #[test]
     fn only_the_largest_have_gauges_of_their_own() {

@@ -203,7 +203,7 @@ async fn tasks(State(api): Shared) -> Answer {
 
 async fn scrape(State(api): Shared) -> Response {
     api.process.refresh();
-    api.engine.refresh(&api.tenants, &api.followers, &api.cache, &api.budget);
+    api.engine.refresh(&api.tenants, &api.followers, &api.cache, &api.budget).await;
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics::text(&api.registry)).into_response()
 }
 
