@@ -71,16 +71,6 @@ pub(crate) struct Chain {
 }
 
 impl Chain {
-    /// How many versions it holds.
-    pub(crate) fn len(&self) -> usize {
-        self.versions.len()
-    }
-
-    /// Whether it needs nothing from below.
-    pub(crate) fn is_complete(&self) -> bool {
-        self.complete
-    }
-
     /// Takes versions until one needs no predecessor.
     fn take(&mut self, versions: impl Iterator<Item = Version>) {
         for version in versions {

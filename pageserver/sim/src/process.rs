@@ -101,6 +101,7 @@ impl Settings {
                 validate_every: self.validate_every,
                 memory: WalMemory::new(self.wal_memory),
             },
+            ..TimelinePolicy::default()
         }
     }
 }
@@ -252,7 +253,7 @@ impl Process {
 
     /// Follows the source of a timeline as long as both are there.
     pub fn follow(self: &Arc<Self>, line: usize, timeline: Timeline) {
-        if let Some((_, at)) = timeline.facts().ancestor
+        if let Some(at) = timeline.facts().branched_at
             && let Err(broken) = self.ledger.begins_at(line, at)
         {
             return self.world.violate(|| broken.0);
