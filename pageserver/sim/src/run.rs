@@ -9,7 +9,7 @@ use engine::import::LayerOut as _;
 use engine::import_session::{ImportPlan, ImportedBase};
 use engine::tenant::{BranchPoint, ChangeError, NotFound};
 use engine::timeline::Timeline;
-use engine::timeline::lease::LeaseError;
+use engine::timeline::lease::{LeaseError, OutOfHistory};
 use model::{Key, Lsn, PgMajor, PgTimestamp, Tli, WalSegmentSize};
 use tokio::time::Instant;
 
@@ -306,7 +306,7 @@ impl Run {
         process.clone().spawn(async move {
             match process.tenants.branch(shard().tenant, id, parent_id, point).await {
                 Ok(timeline) => {
-                    let at = timeline.facts().ancestor.map(|(_, at)| at);
+                    let at = timeline.ancestor().map(|(_, at)| at);
                     if let (Some(wanted), Some(at)) = (wanted, at)
                         && at != wanted
                     {
@@ -416,12 +416,12 @@ impl Run {
                         this.ledger.lines()[line].leases.push((lsn, until));
                     }
                 }
-                Err(LeaseError::TooOld { .. }) => {
+                Err(LeaseError::OutOfHistory(OutOfHistory::TooOld { .. })) => {
                     if this.must_keep(line, lsn) && process.is_alive() {
                         this.world.violate(|| format!("{lsn} of line {line} is too old to be leased"));
                     }
                 }
-                Err(LeaseError::Future { .. } | LeaseError::NoPostgres) => {
+                Err(LeaseError::OutOfHistory(OutOfHistory::Future { .. }) | LeaseError::NoPostgres) => {
                     this.world.violate(|| format!("{lsn} of line {line} was not leased"));
                 }
                 Err(_) => {}
