@@ -17,6 +17,7 @@ use engine::timeline::{Timeline, TimelinePolicy};
 use engine::wal_keeper::WalKeeping;
 use engine::wal_memory::WalMemory;
 use model::Lsn;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -92,6 +93,7 @@ impl Settings {
             max_wal_objects: self.max_wal_objects,
             max_frozen: self.max_frozen,
             max_chain: self.max_chain,
+            counting: Arc::new(Semaphore::new(1)),
             max_l0: self.maintenance.as_ref().map(|maintenance| maintenance.compaction.l0_limit),
             wal: WalKeeping {
                 seal_bytes: self.seal_bytes,
@@ -101,7 +103,6 @@ impl Settings {
                 validate_every: self.validate_every,
                 memory: WalMemory::new(self.wal_memory),
             },
-            ..TimelinePolicy::default()
         }
     }
 }
@@ -253,7 +254,7 @@ impl Process {
 
     /// Follows the source of a timeline as long as both are there.
     pub fn follow(self: &Arc<Self>, line: usize, timeline: Timeline) {
-        if let Some(at) = timeline.facts().branched_at
+        if let Some((_, at)) = timeline.ancestor()
             && let Err(broken) = self.ledger.begins_at(line, at)
         {
             return self.world.violate(|| broken.0);

@@ -306,7 +306,7 @@ impl Run {
         process.clone().spawn(async move {
             match process.tenants.branch(shard().tenant, id, parent_id, point).await {
                 Ok(timeline) => {
-                    let at = timeline.facts().branched_at;
+                    let at = timeline.ancestor().map(|(_, at)| at);
                     if let (Some(wanted), Some(at)) = (wanted, at)
                         && at != wanted
                     {

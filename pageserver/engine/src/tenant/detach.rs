@@ -68,6 +68,7 @@ impl Tenants {
         };
         let (open, from, at) = (chain.branch.clone(), chain.ancestors[0].0.id(), chain.ancestors[0].1);
         let copied = tokio::select! {
+            biased;
             copied = self.copy_shared(&chain) => copied?,
             () = tenant.deleting.cancelled() => return Err(ChangeError::Deleting(tenant.shard())),
             () = tenant.detached.cancelled() => return Err(ChangeError::Stale(tenant.shard())),

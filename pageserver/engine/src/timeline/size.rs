@@ -44,6 +44,7 @@ impl Timeline {
                 return Ok(size);
             }
             tokio::select! {
+                biased;
                 changed = is_counted.changed() => changed.map_err(|_| ReadError::Stopping)?,
                 () = self.shared.stop.cancelled() => return Err(ReadError::Stopping),
             }
@@ -134,6 +135,7 @@ pub(super) async fn count_once(
         }
     };
     tokio::select! {
+        biased;
         size = counting => {
             info!(%timeline, %lsn, bytes = size.bytes(), forks = size.forks, "counted the logical size");
             let _ = counted.set(size); // only this task sets it
