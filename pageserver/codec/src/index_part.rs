@@ -322,6 +322,9 @@ pub struct Extension {
     /// LSNs that have names and stay readable.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub named_lsns: BTreeMap<String, NamedLsn>,
+    /// Below the cutoff only these LSNs can still be read, ascending: what is asked for besides was given up before it was. Absent before anything was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_lsns: Option<Vec<Lsn>>,
     /// Everything else.
     #[serde(flatten)]
     pub unknown: Unknown,
@@ -972,6 +975,7 @@ mod tests {
             }],
             archived: None,
             leases: vec![Lease { lsn: Lsn(0x3000000), valid_until: "2026-05-01T00:00:00".parse().unwrap() }],
+            kept_lsns: Some(vec![Lsn(0x100_0000), Lsn(0x100_0028)]),
             named_lsns: BTreeMap::from([(
                 "before-the-accident".into(),
                 NamedLsn {

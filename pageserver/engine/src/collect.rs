@@ -6,6 +6,7 @@
 //!
 //! Time comes from the source, too: a local clock that is ahead collects nothing that the newest commit does not make old.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -73,35 +74,54 @@ impl Tenant {
         let facts = timeline.facts();
         let begins = facts.readable_from.max(timeline.ancestor().map_or(Lsn::INVALID, |(_, lsn)| lsn));
         let next = next_cutoff(before.cutoff, by_time, last, durable, begins, keep.bytes);
-        let mut own_points = Vec::new();
-        if let Some(next) = next {
-            timeline
-                .index()
-                .change(|part| {
-                    own_points = wishes_of(part).lsns;
-                    part.update_metadata(|metadata| {
-                        metadata.latest_gc_cutoff_lsn = metadata.latest_gc_cutoff_lsn.max(next);
-                    });
-                    Ok::<_, PutIndexError>(Changed::Yes)
-                })
-                .await?;
-            self.claim().validate().await?;
-            info!(timeline = %timeline.id(), cutoff = %next, from = %before.cutoff, "history before the cutoff may go");
-        }
         let cutoff = next.map_or(before.cutoff, |next| next.max(before.cutoff));
-        // A point that was given up before cannot come back: what it needs may be gone.
-        let points = points.into_iter().chain(own_points).filter(|point| before.keeps(*point));
-        let mut retention = Arc::new(Retention::new(cutoff, points));
+        let mut retention = self.record(timeline, &before, cutoff, points).await?;
         self.publish(timeline, &before, &retention).await?;
         // A descendant that leased an LSN of its ancestor's looks at what the ancestor keeps *after* its lease is durable; we look at leases *after* saying
         // what is kept. So one of the two sees the other.
         self.refresh_wishes().await;
-        let late = self.kept_points(timeline.id())?;
-        let points = retention.points.iter().copied().chain(late).filter(|point| before.keeps(*point));
-        let with_late = Arc::new(Retention::new(cutoff, points));
-        self.publish(timeline, &retention, &with_late).await?;
-        retention = with_late;
+        let mut late = self.kept_points(timeline.id())?;
+        late.extend(&retention.points);
+        if late.iter().any(|point| before.keeps(*point) && !retention.keeps(*point)) {
+            let with_late = self.record(timeline, &before, cutoff, late).await?;
+            self.publish(timeline, &retention, &with_late).await?;
+            retention = with_late;
+        }
         Ok(retention)
+    }
+
+    /// Says in the index what is kept from now on, in one change with a look at leases and names. Of these points only those that were kept before can be:
+    /// what others need may be gone, and stays so for later owners, too, whatever lands in the bucket late.
+    async fn record(
+        &self,
+        timeline: &Timeline,
+        before: &Retention,
+        cutoff: Lsn,
+        points: BTreeSet<Lsn>,
+    ) -> Result<Arc<Retention>, ChangeError> {
+        let mut retention = before.clone();
+        timeline
+            .index()
+            .change(|part| {
+                let points = points.into_iter().chain(wishes_of(part).lsns);
+                retention = Retention::new(cutoff, points.filter(|point| before.keeps(*point)));
+                if retention == *before {
+                    return Ok::<_, PutIndexError>(Changed::No);
+                }
+                part.update_metadata(|metadata| {
+                    metadata.latest_gc_cutoff_lsn = metadata.latest_gc_cutoff_lsn.max(cutoff);
+                });
+                if let Some(ours) = &mut part.palimpsest {
+                    ours.kept_lsns = Some(retention.points.clone());
+                }
+                Ok(Changed::Yes)
+            })
+            .await?;
+        if retention != *before {
+            self.claim().validate().await?;
+            info!(timeline = %timeline.id(), %cutoff, from = %before.cutoff, points = retention.points.len(), "other history may go");
+        }
+        Ok(Arc::new(retention))
     }
 
     async fn publish(

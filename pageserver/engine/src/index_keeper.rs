@@ -105,6 +105,8 @@ pub struct IndexFacts {
     pub tli: Tli,
     /// Below it only single LSNs can be read.
     pub gc_cutoff: Lsn,
+    /// Which those are, if that was ever said.
+    pub kept_lsns: Option<Vec<Lsn>>,
     /// Which WAL objects count.
     pub wal: WalHistory,
     layers: Vec<(LayerObjectName, LayerMetadata)>,
@@ -206,6 +208,7 @@ impl IndexKeeper {
             archived: None,
             leases: Vec::new(),
             named_lsns: std::collections::BTreeMap::default(),
+            kept_lsns: None,
             ..parent.clone()
         });
         let mut part = IndexPart::new(metadata, ours);
@@ -289,6 +292,7 @@ impl IndexKeeper {
             disk_consistent_lsn: metadata.disk_consistent_lsn,
             prev_record_lsn: metadata.prev_record_lsn,
             gc_cutoff: metadata.latest_gc_cutoff_lsn,
+            kept_lsns: ours.kept_lsns.clone(),
             tli: wal.tli_at(metadata.disk_consistent_lsn),
             wal,
             layers: part
@@ -502,6 +506,7 @@ pub fn vanilla_extension(
         archived: None,
         leases: Vec::new(),
         named_lsns: std::collections::BTreeMap::default(),
+        kept_lsns: None,
         unknown: codec::index_part::Unknown::new(),
     }
 }

@@ -338,6 +338,7 @@ mod tests {
             archived: None,
             leases: vec![],
             named_lsns: std::collections::BTreeMap::new(),
+            kept_lsns: None,
             unknown: Unknown::new(),
         };
         IndexPart::new(metadata, Some(extension))

@@ -136,7 +136,12 @@ pub async fn open(
 
     let ancestor =
         ancestor.zip(found.ancestor_lsn).map(|(parent, lsn)| Ancestor { view: parent.view(), lsn });
-    let retention = Arc::new(Retention::new(found.gc_cutoff, points));
+    // What was given up before it was asked for is gone: a branch whose index an owner put that was superseded by then.
+    let is_kept = |point: &Lsn| found.kept_lsns.as_ref().is_none_or(|kept| kept.contains(point));
+    let retention = Arc::new(Retention::new(
+        found.gc_cutoff,
+        points.into_iter().filter(|point| *point >= found.gc_cutoff || is_kept(point)),
+    ));
     let snapshot = Snapshot {
         timeline,
         pg: facts.pg,

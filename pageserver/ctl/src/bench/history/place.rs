@@ -13,6 +13,8 @@ use engine::bucket::DirectoryBucket;
 use engine::budget::TailBudget;
 use engine::chunk_cache::{CacheLimits, ChunkCache};
 use engine::claim::Claim;
+use engine::clock::SystemClock;
+use engine::disk::LocalDisk;
 use engine::index_keeper::{IndexKeeper, metadata_of, vanilla_extension};
 use engine::layer_write::LayerStore;
 use engine::ports::Bucket;
@@ -117,9 +119,10 @@ impl Place {
         let inner = Arc::new(DirectoryBucket::open(directory.path().join("bucket"))?);
         let bucket = Arc::new(CountingBucket::new(inner, limits.get_delay));
         let shared: Arc<dyn Bucket> = Arc::clone(&bucket) as Arc<dyn Bucket>;
-        let cache = ChunkCache::new(Arc::clone(&shared), &directory.path().join("cache"), limits.cache)?;
+        let files = Arc::new(LocalDisk::new(directory.path().join("cache")));
+        let cache = ChunkCache::new(Arc::clone(&shared), files, limits.cache)?;
         let budget = Arc::new(TailBudget::new(limits.tail_memory));
-        let tenants = Tenants::new(shared, Arc::clone(&cache), budget, policy);
+        let tenants = Tenants::new(shared, Arc::clone(&cache), budget, policy, Arc::new(SystemClock));
         Ok(Place { bucket, cache, tenants, directory })
     }
 
