@@ -114,7 +114,11 @@ async fn explain(watched: &Watched, snapshot: &Snapshot, wanted: Wanted, lsn: Ls
     Ok(tell(&told, size, &gets, took))
 }
 
-/// Pure.
+/// Pure. `size` is that of a page's relation.
+#[allow(
+    clippy::option_option,
+    reason = "a relation that was not asked for and one that does not exist are told differently"
+)]
 fn tell(told: &Explained, size: Option<Option<u32>>, gets: &[Get], took: Duration) -> String {
     let mut text = String::new();
     let mut line = |line: &str| {

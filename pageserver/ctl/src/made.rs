@@ -122,7 +122,9 @@ impl Writer {
         entries: &[(Key, Vec<u8>)],
     ) -> LayerName {
         let mut image = self.store.begin_image().unwrap();
-        entries.iter().for_each(|(key, value)| image.push(*key, value).unwrap());
+        for (key, value) in entries {
+            image.push(*key, value).unwrap();
+        }
         let written = self.store.finish_image(image, LayerName::Image { keys, lsn }).await.unwrap();
         let name = written.finished.name.clone();
         index.layer_metadata.insert(name.clone(), metadata_of(&written, &self.claim, None));

@@ -261,12 +261,11 @@ impl Shard<'_> {
         for id in ids.difference(&dead).copied() {
             match store.find(id).await {
                 Ok(Some(found)) => drop(indexes.insert(id, found)),
-                Ok(None) => {}
+                Ok(None) | Err(LoadIndexError::Buried(_)) => {}
                 Err(LoadIndexError::Malformed { path, source }) => {
                     self.found(Kind::MalformedIndex, Some(id), path, error_story(&source));
                     malformed.insert(id);
                 }
-                Err(LoadIndexError::Buried(_)) => {}
                 Err(error @ LoadIndexError::Bucket { .. }) => return Err(error.into()),
             }
         }

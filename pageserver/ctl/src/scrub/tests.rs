@@ -123,7 +123,7 @@ async fn layers_that_are_missing_or_of_another_size_or_another_layer_are_found()
     let whole = bucket.get(&path, None).await.unwrap().bytes;
     overwrite(&bucket, &path, |bytes| bytes.truncate(bytes.len() - 8192)).await;
     assert_eq!(look(&bucket).await.kinds(), [Kind::WrongSize]);
-    bucket.delete(&[path.clone()]).await.unwrap();
+    bucket.delete(std::slice::from_ref(&path)).await.unwrap();
     assert_eq!(look(&bucket).await.kinds(), [Kind::MissingLayer]);
     overwrite(&bucket, &path, |bytes| bytes.extend_from_slice(&whole)).await;
     let (index_path, mut index) = newest_index(&bucket, trunk()).await;

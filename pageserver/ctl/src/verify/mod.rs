@@ -9,6 +9,7 @@ mod values;
 mod walk;
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -237,7 +238,7 @@ fn print(violations: &Violations, json: bool) -> Result<()> {
             format!("{}: timeline {timeline}", rule.as_str().unwrap_or_default().replace('_', " "));
         for (name, value) in [("layer", layer), ("key", key), ("at", lsn)] {
             if let Some(value) = value {
-                line.push_str(&format!(", {name} {value}"));
+                let _ = write!(line, ", {name} {value}");
             }
         }
         println!("{line}: {what}");

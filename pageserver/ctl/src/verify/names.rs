@@ -125,7 +125,8 @@ fn check_layers(index: &IndexPart, violations: &mut Violations) {
             violations.add(Rule::Entries, Some(name), None, None, "its ranges are empty");
         }
         // A branch's images may stand at the branch point itself, its changes come after it.
-        if lsns.start < begin && !(!name.is_delta() && lsns.start.0 + 1 == begin.0) {
+        let is_at_branch_point = !name.is_delta() && lsns.start.0 + 1 == begin.0;
+        if lsns.start < begin && !is_at_branch_point {
             let what = format!("it lies before {begin}, where the timeline begins");
             violations.add(Rule::Metadata, Some(name), None, Some(lsns.start), what);
         }

@@ -64,11 +64,14 @@ async fn a_portable_timeline_stays_one_whatever_compaction_and_collection_do_to_
     server.stop().await;
 }
 
+type Images = Vec<(Key, Vec<u8>)>;
+type Changes = Vec<(Key, Lsn, Vec<u8>)>;
+
 /// A timeline to be written: a relation of three blocks, an image of everything, changes above it, an image of the relation.
 struct Draft {
     index: IndexPart,
-    images: Vec<(KeyRange, Lsn, Vec<(Key, Vec<u8>)>)>,
-    deltas: Vec<(KeyRange, LsnRange, Vec<(Key, Lsn, Vec<u8>)>)>,
+    images: Vec<(KeyRange, Lsn, Images)>,
+    deltas: Vec<(KeyRange, LsnRange, Changes)>,
 }
 
 fn after(bytes: u64) -> Lsn {
@@ -303,7 +306,7 @@ async fn files_that_are_missing_or_damaged_or_say_that_they_are_others_are_caugh
         paths(&bucket, "tenants/").await.into_iter().find(|path| !path.contains("index_part")).unwrap();
     let whole = bucket.get(&path, None).await.unwrap().bytes.to_vec();
     let rules = || async { violations(&bucket, false).await.0.iter().map(|v| v.rule).collect::<Vec<_>>() };
-    bucket.delete(&[path.clone()]).await.unwrap();
+    bucket.delete(std::slice::from_ref(&path)).await.unwrap();
     assert_eq!(rules().await, [Rule::Readable]);
     overwrite(&bucket, &path, |bytes| *bytes = whole[..whole.len() - 8192].to_vec()).await;
     assert_eq!(rules().await, [Rule::Readable]);

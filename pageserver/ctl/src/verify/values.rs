@@ -141,14 +141,13 @@ pub fn check_whole(pg: PgMajor, key: Key, value: &[u8]) -> Result<(), (Rule, Str
     match key.kind() {
         Some(KeyKind::DbDirectory) => list(DbDirectory::decode(value).map(drop).map_err(|e| e.to_string())),
         Some(KeyKind::RelationMap { .. }) => length(&[if pg <= PgMajor::V15 { 512 } else { 524 }]),
-        Some(KeyKind::RelBlock { .. }) => length(&[BLOCK_SIZE]),
         Some(KeyKind::RelSize(_) | KeyKind::SlruSize { .. }) => length(&[4]),
         Some(KeyKind::SlruDirectory(_)) => {
             list(SlruSegmentDirectory::decode(value).map(drop).map_err(|e| e.to_string()))
         }
         // The time of the last commit on it may follow.
         Some(KeyKind::SlruPage { slru: SlruKind::Clog, .. }) => length(&[BLOCK_SIZE, BLOCK_SIZE + 8]),
-        Some(KeyKind::SlruPage { .. }) => length(&[BLOCK_SIZE]),
+        Some(KeyKind::RelBlock { .. } | KeyKind::SlruPage { .. }) => length(&[BLOCK_SIZE]),
         Some(KeyKind::TwoPhaseDirectory) => {
             list(TwoPhaseDirectory::decode(value, pg).map(drop).map_err(|e| e.to_string()))
         }

@@ -81,7 +81,8 @@ impl Walk {
         loop {
             let reached = self.heads.peek().map(|Reverse((key, ..))| *key);
             let starts = self.waiting.front().map(|layer| layer.name().keys().start);
-            if !starts.is_some_and(|starts| reached.is_none_or(|reached| starts <= reached)) {
+            let is_reached = |starts| reached.is_none_or(|reached| starts <= reached);
+            if starts.is_none_or(|starts| !is_reached(starts)) {
                 break;
             }
             let Some(layer) = self.waiting.pop_front() else { break };
