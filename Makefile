@@ -8,7 +8,11 @@ export RUST_LIB_BACKTRACE ?= 0
 CARGO := cargo
 FUZZ_SECONDS ?= 600
 
+<<<<<<< HEAD
 .PHONY: help build test check oracle sim sim-long demo bench fuzz charts kubeconform manifests e2e e2e-smoke guide
+=======
+.PHONY: help build test check oracle demo bench bench-history fuzz charts kubeconform manifests e2e e2e-smoke guide
+>>>>>>> bench
 
 help:
 	@echo 'make demo     history of a real Postgres comes alive, on this machine, in three minutes'
@@ -17,6 +21,7 @@ help:
 	@echo 'make oracle   the long comparison with Postgres: every combination of settings, ten restores each'
 	@echo 'make sim      the engine in 2,000 seeded worlds; SEED=42 tells the story of one. make sim-long: until stopped, or SIM_SEEDS=100000'
 	@echo 'make bench    our figures beside their floors, measured in the same run'
+	@echo 'make bench-history   what it costs to keep history small: an hour; HISTORY_WAL and HISTORY_SCALE make it shorter'
 	@echo 'make fuzz     every fuzz target for FUZZ_SECONDS=$(FUZZ_SECONDS)'
 	@echo 'make charts   charts and examples against real API servers: lint, schemas, strict dry runs'
 	@echo 'make e2e      stories on a real cluster: the one that KUBECONFIG names, else one made with kind; e2e-smoke: the first three'
@@ -89,3 +94,13 @@ guide:
 
 e2e-smoke:
 	e2e/run.sh a_import_and_read b_branch_and_restore c_lost_pageserver
+
+HISTORY_WAL ?= 20GiB
+HISTORY_SCALE ?= 1GiB,5GiB,20GiB
+HISTORY_WORK ?= $(CARGO_TARGET_DIR)/history-work
+bench-history:
+	$(CARGO) build -p ctl --profile history --locked
+	mkdir -p $(HISTORY_WORK)
+	set -e; for mode in "month --wal $(HISTORY_WAL)" "scale --key-space $(HISTORY_SCALE)" "branch --wal 1GiB" "small-cache --database 10GiB" \
+	    "idle" "idle --timelines 10000 --tenants 10000" layers images; do \
+	    echo "# $$mode"; $(CARGO_TARGET_DIR)/history/pagectl bench history --mode $$mode --work $(HISTORY_WORK); done

@@ -41,10 +41,10 @@ impl Default for CompactionPolicy {
     fn default() -> Self {
         CompactionPolicy {
             l0_merge: 3,
-            l0_limit: 6,
+            l0_limit: 4,
             max_deltas: 3,
             image_after: 3.0,
-            garbage: 0.2,
+            garbage: 0.25,
             little: 1 << 20,
             shelf_bytes: 512 << 20,
             layer_bytes: 128 << 20,
@@ -130,9 +130,6 @@ pub fn choose(view: &View, policy: &CompactionPolicy, avoid: &[KeyRange]) -> Cho
         |keys: &KeyRange| avoid.iter().all(|other| other.end <= keys.start || keys.end <= other.start);
     let cut = cuts(&shelves, policy.shelf_bytes);
     let mut jobs = Vec::new();
-    if is_clear(&Key::ALL) && (view.l0.len() >= policy.l0_merge || l0s_are_old(view, policy)) {
-        return merge_l0(view, policy, cut);
-    }
     for shelf in shelves.iter().filter(|shelf| is_clear(&shelf.keys)) {
         if let Some((urgency, job)) = flatten(shelf, view, policy, &cut) {
             // What is about to be collected makes the stack lower, too, and what it drops need not be merged before.
@@ -142,9 +139,17 @@ pub fn choose(view: &View, policy: &CompactionPolicy, avoid: &[KeyRange]) -> Cho
             jobs.push(job);
         }
     }
-    // What makes reads deep comes first, then what frees most for what it costs.
+    // What makes reads deep comes first, then what frees most.
     jobs.sort_by(|(a, _), (b, _)| b.total_cmp(a));
-    jobs.into_iter().next().map_or(Choice::Rest, |(_, job)| job)
+    let next = jobs.into_iter().next();
+    // A merge of L0s makes each stack higher by one. Where one is too high already, L0s wait; and when there are many of them, ingest does.
+    if next.as_ref().is_none_or(|(urgency, _)| *urgency < URGENT)
+        && !avoid.contains(&Key::ALL)
+        && (view.l0.len() >= policy.l0_merge || l0s_are_old(view, policy))
+    {
+        return merge_l0(view, policy, cut);
+    }
+    next.map_or(Choice::Rest, |(_, job)| job)
 }
 
 /// What readers may have to visit at most: L0s, the deepest stack of deltas, and its image.
@@ -212,6 +217,13 @@ pub(super) fn stack_height(shelf: &Shelf) -> usize {
 
 type Job = (f64, Choice);
 
+/// From here on a job comes before new layers.
+const URGENT: f64 = 1e6;
+/// Such a part of what is worth collecting is enough where a stack must be made lower anyway.
+const EAGER: f64 = 0.8;
+/// So many times what is worth collecting is too much.
+const MUCH: f64 = 1.5;
+
 /// A shelf on which reads go too deep.
 fn flatten(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key]) -> Option<Job> {
     let deltas = shelf.deltas();
@@ -222,7 +234,7 @@ fn flatten(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key]) 
     if height <= policy.max_deltas {
         return None;
     }
-    let urgency = 1e6 + height as f64;
+    let urgency = URGENT + height as f64;
     let images = shelf.newest_images(Lsn::MAX);
     let oldest_image = images.iter().map(|layer| layer.name.lsns().start).min();
     let above: Vec<&LayerFacts> = deltas
@@ -242,14 +254,13 @@ fn flatten(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key]) 
     Some((urgency, merge(&above, cuts)?))
 }
 
-/// Whether a job leaves at least two deltas fewer than there were below its split.
+/// Whether a job has new images take over from deltas.
 fn lowers(shelf: &Shelf, job: &Choice) -> bool {
     let Choice::Trim { split, images, .. } = job else { return false };
-    let below = shelf.deltas().iter().filter(|layer| layer.name.lsns().end.0 - 1 <= split.0).count();
-    below >= if *images { 1 } else { 3 }
+    *images && shelf.deltas().iter().any(|layer| layer.name.lsns().end.0 - 1 <= split.0)
 }
 
-/// Merges the newest deltas of like size: each at most twice what is above it, but two at least.
+/// Merges the newest deltas of like size: each at most what is above it, but two at least. So a byte is seldom merged with many fewer others.
 fn merge(newest_first: &[&LayerFacts], cuts: &[Key]) -> Option<Choice> {
     // What was written together is one step of the stack.
     let mut steps: Vec<Vec<&LayerFacts>> = Vec::new();
@@ -263,7 +274,7 @@ fn merge(newest_first: &[&LayerFacts], cuts: &[Key]) -> Option<Choice> {
     }
     let mut inputs: Vec<&LayerFacts> = Vec::new();
     for (at, step) in steps.iter().enumerate() {
-        if at >= 2 && total(step.iter().copied()) > 2 * total(inputs.iter().copied()) {
+        if at >= 2 && total(step.iter().copied()) > total(inputs.iter().copied()) {
             break;
         }
         inputs.extend(step);
@@ -272,7 +283,7 @@ fn merge(newest_first: &[&LayerFacts], cuts: &[Key]) -> Option<Choice> {
     (steps.len() > 1).then(|| Choice::Merge { inputs: names(&inputs), keys, lsns, cuts: cuts.to_vec() })
 }
 
-/// A shelf on which much can be collected. `eager` halves what counts as much: when something must be rewritten anyway.
+/// A shelf on which much can be collected. `eager` asks for less of it: when something must be rewritten anyway.
 fn trim(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key], eager: bool) -> Option<Job> {
     let retention = &view.retention;
     let split = split_at(shelf, retention.cutoff)?;
@@ -290,12 +301,13 @@ fn trim(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key], eag
     let images = shelf.newest_images(first);
     let readable = total(images.iter().copied());
     let stale = images.iter().any(|image| image.name.lsns().start < first);
-    let has_points = points.iter().any(|point| *point < retention.cutoff);
     let may_image = !view.is_branch && !images.is_empty() && stale;
-    // What was trimmed for the cutoff alone says again what images say: new ones take both over. What was trimmed for points must stay.
-    let doubled = if may_image && !has_points { trimmed } else { 0 };
+    // What was trimmed up to the first point says again what images say: new ones take both over. What was trimmed for later points must stay.
+    let doubled =
+        |layer: &&LayerFacts| (below(layer) as f64 * share_to(layer, first.min(split), split)) as u64;
+    let doubled: u64 = if may_image { old.iter().map(doubled).sum() } else { 0 };
     let wanted = (readable + trimmed - doubled + above) as f64;
-    let enough = policy.garbage * wanted * if eager { 0.5 } else { 1.0 };
+    let enough = policy.garbage * wanted * if eager { EAGER } else { 1.0 };
     let waste = garbage + doubled;
     if garbage <= policy.little || (waste as f64) < enough {
         return None;
@@ -304,7 +316,7 @@ fn trim(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key], eag
     let survives = survival(&old, trimmed, &fresh, garbage, split);
     let stays = trimmed as f64 + survives * garbage as f64;
     let by_trimming = (stays + crossing as f64) / ((1.0 - survives) * garbage as f64);
-    let by_imaging = (readable + crossing) as f64 / waste as f64;
+    let by_imaging = (readable + crossing + trimmed - doubled) as f64 / waste as f64;
     let new_images = may_image && (by_imaging <= by_trimming || garbage >= readable);
     let older = |layer: &&LayerFacts| !layer.name.is_delta() && layer.name.lsns().start <= split;
     let all_images: Vec<&LayerFacts> = shelf.layers.iter().filter(older).collect();
@@ -322,17 +334,27 @@ fn trim(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key], eag
             base,
         )
     };
-    let (_, lsns) = union(inputs.iter().map(|layer| &layer.name).filter(|name| name.is_delta()))?;
+    // An image whose deltas went before is what is left of them: without new images it becomes versions of its own LSN.
+    let spans = |layer: &&&LayerFacts| layer.name.is_delta() || !new_images;
+    let (_, lsns) = union(inputs.iter().filter(spans).map(|layer| &layer.name))?;
     let gain = waste as f64 / (wanted + waste as f64);
+    let gain = if waste as f64 >= policy.garbage * MUCH * wanted { URGENT + gain } else { gain };
     let keys = shelf.keys.clone();
     let (inputs, base) = (names(&inputs), names(&base));
     Some((gain, Choice::Trim { inputs, base, keys, lsns, split, images: new_images, cuts: cuts.to_vec() }))
 }
 
+/// Which part of a layer's LSNs up to `split` is not above `to`.
+fn share_to(layer: &LayerFacts, to: Lsn, split: Lsn) -> f64 {
+    let lsns = layer.name.lsns();
+    let all = lsns.end.min(split.add(1)).since(lsns.start).max(1);
+    to.add(1).min(lsns.end).since(lsns.start).min(all) as f64 / all as f64
+}
+
 /// Which part of fresh bytes will stay when they are trimmed: what stayed of earlier ones for each byte of WAL, beside what these have. Where nothing was
-/// trimmed yet, half: then trying is cheap.
+/// trimmed yet, much: pages that are written whole after each checkpoint seldom are twice.
 fn survival(old: &[&LayerFacts], trimmed: u64, fresh: &[&LayerFacts], garbage: u64, split: Lsn) -> f64 {
-    const UNKNOWN: f64 = 0.5;
+    const UNKNOWN: f64 = 0.85;
     const MOST: f64 = 0.95;
     let span = |layers: &[&LayerFacts]| {
         let start = layers.iter().map(|layer| layer.name.lsns().start).min()?;
@@ -459,9 +481,9 @@ mod tests {
             sizes.iter().enumerate().map(delta).collect::<Vec<_>>()
         };
         let choice = |sizes| choose(&view(vec![], [base(), stack(sizes)].concat(), 10, &[]), &policy(), &[]);
-        let Choice::Merge { inputs, lsns, keys, .. } = choice([150, 40, 20, 10]) else { panic!("no merge") };
+        let Choice::Merge { inputs, lsns, keys, .. } = choice([150, 30, 20, 10]) else { panic!("no merge") };
         assert_eq!((inputs.len(), lsns, keys), (3, lsn(21)..lsn(51), key(0)..key(9)));
-        let Choice::Merge { inputs, .. } = choice([90, 5, 20, 10]) else { panic!("no merge") };
+        let Choice::Merge { inputs, .. } = choice([90, 5, 10, 10]) else { panic!("no merge") };
         assert_eq!(inputs.len(), 3);
         let Choice::Image { at, keys, inputs, .. } = choice([200, 80, 20, 10]) else { panic!("no images") };
         assert_eq!((at, keys, inputs.len()), (lsn(50), key(0)..key(9), 5));
@@ -490,7 +512,7 @@ mod tests {
         else {
             panic!("nothing trimmed");
         };
-        assert_eq!((inputs.len(), base.len(), split, images, lsns), (1, 1, lsn(20), false, lsn(11)..lsn(21)));
+        assert_eq!((inputs.len(), base.len(), split, images, lsns), (2, 0, lsn(20), true, lsn(11)..lsn(21)));
         let trimmed = LayerFacts { trimmed_for: Some(vec![lsn(20)]), ..delta(0..9, 11..21, 30) };
         assert_eq!(choice(vec![trimmed.clone()], 30, &[]), Choice::Rest, "once is enough");
         let Choice::Trim { images, inputs, .. } = choice(vec![trimmed, delta(0..9, 21..31, 30)], 30, &[])
@@ -524,15 +546,26 @@ mod tests {
     }
 
     #[test]
+    fn where_a_stack_is_too_high_tails_wait_until_it_is_lower() {
+        let l0s = || vec![l0(51..61, 9), l0(61..71, 9), l0(71..81, 9)];
+        let stack = |count: u64| (0..count).map(|n| delta(0..9, 11 + n * 10..21 + n * 10, 5)).collect();
+        let choice = |count| choose(&view(l0s(), [base(), stack(count)].concat(), 10, &[]), &policy(), &[]);
+        let Choice::Merge { inputs, .. } = choice(3) else { panic!("no merge") };
+        assert!(inputs[0].is_l0());
+        let Choice::Merge { inputs, .. } = choice(4) else { panic!("no merge") };
+        assert!(!inputs[0].is_l0());
+    }
+
+    #[test]
     fn a_deep_stack_that_is_about_to_be_collected_is_not_merged_before() {
         let deltas = |sizes: [u64; 4]| {
             let delta = |(n, size): (usize, &u64)| delta(0..9, 11 + n as u64 * 10..21 + n as u64 * 10, *size);
             [base(), sizes.iter().enumerate().map(delta).collect()].concat()
         };
         let choice = |sizes, cutoff| choose(&view(vec![], deltas(sizes), cutoff, &[]), &policy(), &[]);
-        let Choice::Trim { split, .. } = choice([5, 5, 5, 2], 40) else { panic!("not collected") };
+        let Choice::Trim { split, .. } = choice([6, 6, 6, 2], 40) else { panic!("not collected") };
         assert_eq!(split, Lsn(40));
-        assert!(matches!(choice([5, 5, 5, 2], 20), Choice::Merge { .. }), "little of it can go");
+        assert!(matches!(choice([6, 6, 6, 2], 20), Choice::Merge { .. }), "little of it can go");
     }
 
     #[test]
@@ -550,6 +583,26 @@ mod tests {
             panic!("nothing trimmed");
         };
         assert_eq!((split, lsns), (lsn(800), lsn(11)..lsn(1_000)));
+    }
+
+    #[test]
+    fn images_whose_deltas_went_before_are_collected_with_their_own_lsn() {
+        // As of 15 the first images are read; what came between it and the second images was dropped then.
+        let rest = [base(), vec![image(0..9, 20, 100), delta(0..9, 21..31, 300)]].concat();
+        let Choice::Trim { inputs, lsns, images, .. } =
+            choose(&view(vec![], rest, 40, &[15]), &policy(), &[])
+        else {
+            panic!("nothing trimmed");
+        };
+        assert_eq!((inputs.len(), lsns, images), (2, lsn(20)..lsn(31), false));
+    }
+
+    #[test]
+    fn l0s_are_merged_though_a_job_elsewhere_failed() {
+        let l0s = vec![l0(11..21, 60), l0(21..31, 30), l0(31..41, 60)];
+        let l0s = view(l0s, base(), 10, &[]);
+        assert!(matches!(choose(&l0s, &policy(), &[key(0)..key(9)]), Choice::Merge { .. }));
+        assert_eq!(choose(&l0s, &policy(), &[Key::ALL]), Choice::Rest);
     }
 
     #[test]
