@@ -304,7 +304,7 @@ fn trim(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key], eag
     let may_image = !view.is_branch && !images.is_empty() && stale;
     // What was trimmed up to the first point says again what images say: new ones take both over. What was trimmed for later points must stay.
     let doubled =
-        |layer: &&LayerFacts| (below(layer) as f64 * share_to(layer, first.min(split), split)) as u64;
+        |layer: &&LayerFacts| (below(layer, split) as f64 * share_to(layer, first.min(split), split)) as u64;
     let doubled: u64 = if may_image { old.iter().map(doubled).sum() } else { 0 };
     let wanted = (readable + trimmed - doubled + above) as f64;
     let enough = policy.garbage * wanted * if eager { EAGER } else { 1.0 };
