@@ -184,6 +184,7 @@ struct History {
     pages: Pages,
     ends: Vec<Lsn>,
     xid: u32,
+    page_of: fn(u64) -> Box<Page>,
 }
 
 fn page_of(number: u64) -> Box<Page> {
@@ -196,11 +197,19 @@ fn page_of(number: u64) -> Box<Page> {
 impl History {
     fn new() -> History {
         let wal = WalBuilder::new(PG, WalSegmentSize::DEFAULT, SYSTEM, Tli(1), BASE, Lsn(0));
-        History { id: main_timeline(), fed: BASE, wal, pages: BTreeMap::new(), ends: vec![], xid: 1_000 }
+        History {
+            id: main_timeline(),
+            fed: BASE,
+            wal,
+            pages: BTreeMap::new(),
+            ends: vec![],
+            xid: 1_000,
+            page_of,
+        }
     }
 
     fn write(&mut self, rel_number: u32, block: u32, number: u64) {
-        let image = Some((page_of(number), true));
+        let image = Some(((self.page_of)(number), true));
         let block_draft =
             BlockDraft { id: 0, rel: rel(rel_number), block, will_init: false, image, data: vec![] };
         let draft = RecordDraft { blocks: vec![block_draft], ..RecordDraft::new(RmgrId::XLOG, 0xB0, vec![]) };
@@ -369,6 +378,41 @@ async fn what_can_be_read_reads_the_same_whatever_is_merged_imaged_trimmed_or_dr
         assert!(deepest < 60, "{deepest} layers");
         assert!(kinds.contains("merge") && kinds.contains("trim"), "seed {seed}: {kinds:?}");
         reaped(&bucket, &timeline).await;
+        server.stop().await;
+    }
+}
+
+/// A page that does not compress, so that a relation stands on several shelves.
+fn noisy_page(number: u64) -> Box<Page> {
+    let mut page = page_of(number);
+    StdRng::seed_from_u64(number).fill(&mut page[24..8_000]);
+    page
+}
+
+#[tokio::test]
+async fn pages_stay_whose_relation_has_its_size_on_a_shelf_that_was_collected_further() {
+    for seed in 0..4u64 {
+        let mut random = StdRng::seed_from_u64(seed);
+        let bucket: Arc<dyn Bucket> = Arc::new(MemoryBucket::default());
+        make(&bucket).await;
+        let server = Server::start(&bucket).await;
+        let mut main = History::new();
+        main.page_of = noisy_page;
+        let timeline = server.timeline(main.id);
+        let mut number = seed << 32;
+        for round in 0..60 {
+            // Now one part of the relation is written to and now another, so that shelves are not collected up to the same LSN.
+            let part = random.random_range(0..4) * 40;
+            for _ in 0..random.random_range(5..25) {
+                number += 1;
+                main.write(0, part + random.random_range(0..40), number);
+                main.commit(number as i64);
+            }
+            main.feed(&timeline).await;
+            timeline.checkpoint().await.unwrap();
+            server.maintain(main.id, &settings(if round % 2 == 0 { 200 << 10 } else { 100 << 10 })).await;
+            main.check(&timeline, [timeline.retention().cutoff, timeline.last_record_lsn()]).await;
+        }
         server.stop().await;
     }
 }

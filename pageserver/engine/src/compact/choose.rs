@@ -44,7 +44,7 @@ impl Default for CompactionPolicy {
             l0_limit: 4,
             max_deltas: 3,
             image_after: 3.0,
-            garbage: 0.25,
+            garbage: 0.3,
             little: 1 << 20,
             shelf_bytes: 512 << 20,
             layer_bytes: 128 << 20,
@@ -524,7 +524,7 @@ mod tests {
 
     #[test]
     fn what_is_kept_above_the_cutoff_allows_for_more_garbage_below_it() {
-        let with = |above| [base(), vec![delta(0..9, 11..21, 30), delta(0..9, 21..31, above)]].concat();
+        let with = |above| [base(), vec![delta(0..9, 11..21, 40), delta(0..9, 21..31, above)]].concat();
         let choice = |above| choose(&view(vec![], with(above), 20, &[]), &policy(), &[]);
         assert!(matches!(choice(10), Choice::Trim { .. }));
         assert_eq!(choice(100), Choice::Rest);
@@ -540,7 +540,7 @@ mod tests {
                 _ => None,
             }
         };
-        assert_eq!(choice(2, 25), Some(false), "of ten bytes one stays");
+        assert_eq!(choice(2, 30), Some(false), "of fifteen bytes one stays");
         assert_eq!(choice(15, 20), Some(true), "of four bytes three stay");
         assert_eq!(choice(2, 10), None);
     }
@@ -563,9 +563,9 @@ mod tests {
             [base(), sizes.iter().enumerate().map(delta).collect()].concat()
         };
         let choice = |sizes, cutoff| choose(&view(vec![], deltas(sizes), cutoff, &[]), &policy(), &[]);
-        let Choice::Trim { split, .. } = choice([6, 6, 6, 2], 40) else { panic!("not collected") };
+        let Choice::Trim { split, .. } = choice([9, 9, 9, 2], 40) else { panic!("not collected") };
         assert_eq!(split, Lsn(40));
-        assert!(matches!(choice([6, 6, 6, 2], 20), Choice::Merge { .. }), "little of it can go");
+        assert!(matches!(choice([9, 9, 9, 2], 20), Choice::Merge { .. }), "little of it can go");
     }
 
     #[test]

@@ -394,7 +394,11 @@ impl Surroundings for Around<'_> {
 
     /// A block past the end of its relation cannot be read, nor one of a relation that is not there. Maps grow without telling, so that only the second
     /// is said of theirs.
+    ///
+    /// Where a job ends need not be an LSN that can be read. The relation's size may stand on another shelf, which was collected up to another LSN, so it
+    /// is asked for as of the first LSN that can be: nobody reads the page any earlier.
     async fn is_live(&self, key: Key, at: Lsn) -> Result<bool, ReadError> {
+        let at = self.snapshot.retention.first_from(at);
         let Some(KeyKind::RelBlock { rel, block }) = key.kind() else { return Ok(true) };
         let mut sizes = self.sizes.lock().await;
         let (known, sizes) = sizes.get_or_insert_with(|| (rel, HashMap::new()));
