@@ -564,7 +564,7 @@ mod tests {
         };
         let choice = |sizes, cutoff| choose(&view(vec![], deltas(sizes), cutoff, &[]), &policy(), &[]);
         let Choice::Trim { split, .. } = choice([9, 9, 9, 2], 40) else { panic!("not collected") };
-        assert_eq!(split, Lsn(40));
+        assert_eq!(split, lsn(40));
         assert!(matches!(choice([9, 9, 9, 2], 20), Choice::Merge { .. }), "little of it can go");
     }
 
@@ -587,10 +587,10 @@ mod tests {
 
     #[test]
     fn images_whose_deltas_went_before_are_collected_with_their_own_lsn() {
-        // As of 15 the first images are read; what came between it and the second images was dropped then.
+        // As of 10 the first images are read; what came between it and the second images was dropped then.
         let rest = [base(), vec![image(0..9, 20, 100), delta(0..9, 21..31, 300)]].concat();
         let Choice::Trim { inputs, lsns, images, .. } =
-            choose(&view(vec![], rest, 40, &[15]), &policy(), &[])
+            choose(&view(vec![], rest, 40, &[10]), &policy(), &[])
         else {
             panic!("nothing trimmed");
         };
