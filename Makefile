@@ -46,13 +46,13 @@ oracle:
 	$(CARGO) build --workspace --bins --tests --locked
 	ORACLE=long $(CARGO) test -p testkit --locked --test page_oracle --test crash -- --nocapture --test-threads=1
 
-# Optimised: what a seed takes is computing. Its own profile, so that it shares nothing with what ships.
-SIM := $(CARGO) run --quiet -p sim --locked --profile sim --
+# Built with the tests, from the same dependencies; the long run is worth an optimised build of its own.
 sim:
-	$(SIM) $(if $(SEED),--seed $(SEED),--seeds 0..2000)
+	$(CARGO) build --workspace --bins --tests --locked
+	$(CARGO_TARGET_DIR)/debug/sim $(if $(SEED),--seed $(SEED),--seeds 0..2000)
 
 sim-long:
-	$(SIM) $(if $(SIM_SEEDS),--seeds 0..$(SIM_SEEDS),--forever)
+	$(CARGO) run --quiet -p sim --locked --profile sim -- $(if $(SIM_SEEDS),--seeds 0..$(SIM_SEEDS),--forever)
 
 demo:
 	scripts/install-deps.sh demo

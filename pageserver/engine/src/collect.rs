@@ -73,7 +73,13 @@ impl Tenant {
         let (last, durable) = (timeline.last_record_lsn(), timeline.disk_consistent_lsn());
         let facts = timeline.facts();
         let begins = facts.readable_from.max(timeline.ancestor().map_or(Lsn::INVALID, |(_, lsn)| lsn));
-        let next = next_cutoff(before.cutoff, by_time, last, durable, begins, keep.bytes);
+        let next = match next_cutoff(before.cutoff, by_time, last, durable, begins, keep.bytes) {
+            // Where so many bytes end, no record need do so; and whoever asks for the oldest moment gets a place where history may branch.
+            Some(next) => {
+                timeline.last_commit_up_to(next).await?.filter(|commit| *commit > before.cutoff.max(begins))
+            }
+            None => None,
+        };
         let cutoff = next.map_or(before.cutoff, |next| next.max(before.cutoff));
         let mut retention = self.record(timeline, &before, cutoff, points).await?;
         self.publish(timeline, &before, &retention).await?;

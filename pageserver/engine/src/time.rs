@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use codec::checkpoint::CheckPoint;
+use codec::slru;
 use codec::value::{Change, Value};
 use model::{Key, KeyRange, Lsn, PgTimestamp, SlruKind};
 use serde::Serialize;
@@ -89,10 +90,12 @@ impl Timeline {
                 None => break,
             }
         }
-        let knows_the_base = last_before.is_none() && !too_late && self.base_is_older_than(time).await?;
+        // Of what was collected up to `start`, a later commit than those that are left may be in images only.
+        let is_below = last_before.is_none_or(|lsn| lsn < start);
+        let knows_the_base = is_below && !too_late && self.base_is_older_than(time).await?;
         Ok(match (last_before, first_later) {
-            (None, Some(_)) if knows_the_base => LsnAt::Present(start),
-            (None, None) if knows_the_base => LsnAt::Future(end),
+            (_, Some(_)) if knows_the_base => LsnAt::Present(start),
+            (_, None) if knows_the_base => LsnAt::Future(end),
             (Some(_), None) => LsnAt::Future(end),
             (Some(lsn), Some(_)) if lsn < start => LsnAt::Past(start),
             (Some(lsn), Some(_)) => LsnAt::Present(lsn),
@@ -126,6 +129,26 @@ impl Timeline {
         Ok(None)
     }
 
+    /// The last commit of the timeline itself up to `lsn`. What is wholly above is passed over.
+    pub(crate) async fn last_commit_up_to(&self, lsn: Lsn) -> Result<Option<Lsn>, ReadError> {
+        let snapshot = self.view().load_full();
+        for place in places(&snapshot) {
+            let is_above = match &place {
+                Place::Tail(_) => false,
+                Place::Layers(layers) => layers.iter().all(|layer| layer.name().lsns().start > lsn),
+            };
+            if is_above || place.commit_times().is_none() {
+                continue;
+            }
+            let commits = place.commits().await?;
+            let last = commits.iter().map(|(at, _)| *at).filter(|at| *at <= lsn).max();
+            if last.is_some() {
+                return Ok(last);
+            }
+        }
+        Ok(None)
+    }
+
     /// From here on every LSN can be read, those before a branch point included, which are read from ancestors that may keep less.
     fn kept_from(&self) -> Lsn {
         let mut snapshot = self.view().load_full();
@@ -139,13 +162,25 @@ impl Timeline {
         }
     }
 
-    /// Whether what can be read first began with a checkpoint before `time`. Commits before that checkpoint are older than it, and those since are
-    /// in the history.
+    /// Whether what can be read first is as of a time up to `time`: it began with a checkpoint before, as commits before that checkpoint are older than it and
+    /// those since are in the history. Where history was collected, a page of the commit log tells when its last commit was.
     async fn base_is_older_than(&self, time: PgTimestamp) -> Result<bool, ReadError> {
-        let stored = self.view().load_full().get(Key::CHECKPOINT, self.kept_from()).await?;
-        let checkpoint = stored.and_then(|bytes| CheckPoint::decode(self.facts().pg, &bytes).ok());
+        let (view, start) = (self.view().load_full(), self.kept_from());
+        let stored = view.get(Key::CHECKPOINT, start).await?;
+        let Some(checkpoint) = stored.and_then(|bytes| CheckPoint::decode(self.facts().pg, &bytes).ok())
+        else {
+            return Ok(false);
+        };
+        let newest = (checkpoint.next_xid as u32).wrapping_sub(1) / slru::CLOG_PER_PAGE;
+        for page in [newest, newest.wrapping_sub(1)] {
+            let at = slru::place(page);
+            let page = view.get(Key::slru_page(SlruKind::Clog, at.segment, at.page), start).await?;
+            if let Some(last) = page.and_then(|page| redo::slru::last_commit(&page)) {
+                return Ok(last <= time);
+            }
+        }
         // Its time is in whole seconds, cut off.
-        let seconds = checkpoint.and_then(|checkpoint| u64::try_from(checkpoint.time).ok());
+        let seconds = u64::try_from(checkpoint.time).ok();
         let began =
             seconds.and_then(|seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds) + ROUNDED));
         Ok(began.is_some_and(|began| PgTimestamp::from_system_time(began) <= time))

@@ -69,11 +69,25 @@ async fn history() -> Arc<dyn Bucket> {
             server.maintain(trunk(), 8 << 10).await;
         }
     }
+    only_what_is_named(&bucket).await;
     timeline.seal_now().await.unwrap();
     // As a crash leaves it: what ends in good order has no WAL above its layers.
     let left = copy(&bucket).await;
     server.stop().await;
     left
+}
+
+/// Until what was collected is gone from the bucket, too.
+async fn only_what_is_named(bucket: &Arc<dyn Bucket>) {
+    let prefix = engine::object_path::timeline_prefix(tenant(), trunk());
+    for _ in 0..200 {
+        let layers = paths(bucket, &prefix).await.iter().filter(|path| !path.contains("index_part")).count();
+        if newest_index(bucket, trunk()).await.1.layer_metadata.len() == layers {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    panic!("what was collected is still there");
 }
 
 async fn newest_index(bucket: &Arc<dyn Bucket>, timeline: TimelineId) -> (String, IndexPart) {
