@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use codec::layer::ReadLayerError;
@@ -65,6 +66,9 @@ pub struct Object {
     resident: Arc<AtomicU64>,
     local: OnceLock<()>,
 }
+
+/// How long one waits for what another is fetching, before fetching it as well.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is being fetched of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -265,10 +269,10 @@ impl Object {
             }
         };
         let Some(answer) = answer else {
-            return match waiting.await {
-                Ok(result) => result,
-                // Who was fetching went away: do it ourselves.
-                Err(_) => fetch().await,
+            return match tokio::time::timeout(PATIENCE, waiting).await {
+                Ok(Ok(result)) => result,
+                // Who was fetching went away, or is not polled, perhaps by the very task that waits here: do it ourselves.
+                Ok(Err(_)) | Err(_) => fetch().await,
             };
         };
         let cleanup = InFlight { cache: &self.cache, key };
