@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use codec::index_part::LayerMetadata;
 use model::key::KeyKind;
-use model::{Fork, Key, KeyRange, LayerName, Lsn, RelTag};
+use model::{Key, KeyRange, LayerName, Lsn, RelTag};
 use tokio::sync::Mutex;
 use tracing::info;
 
@@ -392,14 +392,11 @@ impl Surroundings for Around<'_> {
         self.snapshot.below(key, self.below).await
     }
 
-    /// A block past the end of its relation cannot be read, nor one of a relation that is not there. Maps grow without telling, so that only the second
-    /// is said of theirs.
-    ///
-    /// Where a job ends need not be an LSN that can be read. The relation's size may stand on another shelf, which was collected up to another LSN, so it
-    /// is asked for as of the first LSN that can be: nobody reads the page any earlier.
+    /// Nothing of a relation that is not there can be read. A block past the end of one that is there stays: should the relation grow again, not
+    /// every resource manager begins such a block anew.
     async fn is_live(&self, key: Key, at: Lsn) -> Result<bool, ReadError> {
         let at = self.snapshot.retention.first_from(at);
-        let Some(KeyKind::RelBlock { rel, block }) = key.kind() else { return Ok(true) };
+        let Some(KeyKind::RelBlock { rel, .. }) = key.kind() else { return Ok(true) };
         let mut sizes = self.sizes.lock().await;
         let (known, sizes) = sizes.get_or_insert_with(|| (rel, HashMap::new()));
         if *known != rel {
@@ -416,7 +413,6 @@ impl Surroundings for Around<'_> {
                 size
             }
         };
-        let is_map = matches!(rel.fork, Fork::Fsm | Fork::Vm);
-        Ok(size.is_some_and(|size| is_map || block < size))
+        Ok(size.is_some())
     }
 }

@@ -45,7 +45,10 @@ impl Disk for LocalDisk {
 
     fn space(&self) -> io::Result<DiskSpace> {
         let stat = rustix::fs::statvfs(&self.directory)?;
-        Ok(DiskSpace { total: stat.f_blocks * stat.f_frsize, available: stat.f_bavail * stat.f_frsize })
+        // What is reserved for others is no room, and no use of it either: as `df` counts.
+        let used = stat.f_blocks.saturating_sub(stat.f_bfree);
+        let total = (used + stat.f_bavail) * stat.f_frsize;
+        Ok(DiskSpace { total, available: stat.f_bavail * stat.f_frsize })
     }
 }
 
