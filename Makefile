@@ -8,11 +8,7 @@ export RUST_LIB_BACKTRACE ?= 0
 CARGO := cargo
 FUZZ_SECONDS ?= 600
 
-<<<<<<< HEAD
-.PHONY: help build test check oracle sim sim-long demo bench fuzz charts kubeconform manifests e2e e2e-smoke guide
-=======
-.PHONY: help build test check oracle demo bench bench-history fuzz charts kubeconform manifests e2e e2e-smoke guide
->>>>>>> bench
+.PHONY: help build test check oracle sim sim-long demo bench bench-history fuzz charts kubeconform manifests e2e e2e-smoke guide
 
 help:
 	@echo 'make demo     history of a real Postgres comes alive, on this machine, in three minutes'
