@@ -3,6 +3,7 @@
 //! The codec says which block it wants next; this file fetches and checks it. A layer that is only in the bucket costs two dependent GETs for
 //! its first page: one for checksums and index, one for the values. When everything is in memory nothing awaits.
 
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -21,8 +22,16 @@ use crate::tail::Version;
 
 const BLOCKS_PER_CHUNK: u32 = (CHUNK_SIZE / BLOCK_SIZE as u64) as u32;
 
-/// A layer's index and checksums are fetched whole, in one GET, when they have at most so many chunks (1 MiB).
-const WARM_CHUNKS: u32 = 16;
+/// A layer's index and checksums are fetched whole, at once, when they have at most so many bytes; else their end, where the root is. Layers that
+/// compaction writes have smaller ones ([`crate::layer_write::INDEX_BYTES`]).
+const WARM_BYTES: u64 = 4 << 20;
+const WARM_CHUNKS: u32 = (WARM_BYTES / CHUNK_SIZE) as u32;
+
+/// Of these, one GET fetches so many chunks: several at a time are faster than one after the other.
+const WARM_GET: u32 = 16;
+
+/// Stored values of pages are at most about so long, so one that begins nearer to the end of a chunk may go on in the next.
+const LONG_VALUE: u64 = 8 << 10;
 
 /// A layer of an open timeline.
 pub struct Layer {
@@ -214,7 +223,10 @@ impl Layer {
             scan.feed(as_block(&self.block(layout, wanted, reading).await?), &mut found)?;
         }
         match found.first() {
-            Some(entry) => self.value(layout, entry.at, reading).await.map(Some),
+            Some(entry) => {
+                self.bring_values(layout, (entry.at, entry.at), reading).await?;
+                self.value(layout, entry.at, reading).await.map(Some)
+            }
             None => Ok(None),
         }
     }
@@ -235,6 +247,10 @@ impl Layer {
         let mut found = Vec::new();
         while let Some(wanted) = scan.wants() {
             scan.feed(as_block(&self.block(layout, wanted, reading).await?), &mut found)?;
+        }
+        let offsets = || found.iter().map(|entry| entry.at);
+        if let Some(ends) = offsets().min().zip(offsets().max()) {
+            self.bring_values(layout, ends, reading).await?;
         }
         let mut versions = Vec::with_capacity(found.len());
         for entry in found {
@@ -307,19 +323,43 @@ impl Layer {
             .await
     }
 
-    /// Fetches checksums and index with one GET the first time that anything is missing.
+    /// Fetches checksums and index, all at once, the first time that anything is missing.
     async fn warm(&self, layout: &Layout) -> Result<(), ReadFileError> {
         let first = layout.checksums().map_or(layout.index_start_block(), ChecksumTable::start_block);
         let chunks = first / BLOCKS_PER_CHUNK..self.object.chunks();
-        let chunks = chunks.end.saturating_sub(WARM_CHUNKS).max(chunks.start)..chunks.end;
-        self.warmed
-            .get_or_try_init(|| async {
-                self.object.load_run(chunks).await?;
-                Ok::<_, FetchError>(())
-            })
-            .await
-            .copied()
-            .map_err(ReadFileError::from)
+        let end = chunks.end.saturating_sub(WARM_CHUNKS).max(chunks.start)..chunks.end;
+        let mut gets: Vec<Range<u32>> = (end.start..end.end)
+            .step_by(WARM_GET as usize)
+            .map(|from| from..(from + WARM_GET).min(end.end))
+            .collect();
+        if end.start > chunks.start {
+            let sums = layout.index_start_block().div_ceil(BLOCKS_PER_CHUNK);
+            gets.push(chunks.start..sums.min(end.start));
+        }
+        self.warmed.get_or_try_init(|| self.object.bring(gets)).await.copied().map_err(ReadFileError::from)
+    }
+
+    /// Has the values of one key at hand, whose headers begin from offset `first` to `last`: where they may be in several chunks, these are fetched at once.
+    async fn bring_values(
+        &self,
+        layout: &Layout,
+        (first, last): (u64, u64),
+        reading: ReadFor,
+    ) -> Result<(), ReadFileError> {
+        let end = (last + LONG_VALUE).min(layout.values_end()).max(last + 1);
+        let chunks = (first / CHUNK_SIZE) as u32..(end - 1).div_euclid(CHUNK_SIZE) as u32 + 1;
+        if chunks.len() == 1 || reading == ReadFor::Scan || self.object.unpacked(first, reading).is_some() {
+            return Ok(());
+        }
+        let is_missing = |chunk: &u32| {
+            self.object.in_memory(*chunk, kind_of(layout, *chunk), reading).is_none()
+                && !self.object.is_local(*chunk)
+        };
+        let missing: Vec<u32> = chunks.filter(is_missing).collect();
+        if missing.len() > 1 {
+            self.object.bring(missing.into_iter().map(|chunk| chunk..chunk + 1).collect()).await?;
+        }
+        Ok(())
     }
 
     /// A checked block.
@@ -357,11 +397,7 @@ impl Layer {
     }
 
     /// Adjacent chunks, checked, for one who reads the layer from one end to the other: what is at hand is used, and nothing that is fetched is kept.
-    pub(crate) async fn chunks(
-        &self,
-        layout: &Layout,
-        chunks: std::ops::Range<u32>,
-    ) -> Result<Vec<Bytes>, ReadError> {
+    pub(crate) async fn chunks(&self, layout: &Layout, chunks: Range<u32>) -> Result<Vec<Bytes>, ReadError> {
         let read = async {
             let loaded = match self.object.load_run_once(chunks.clone()).await {
                 Err(FetchError::Gone(path)) => Err(self.gone(path).await),

@@ -19,6 +19,12 @@ use crate::layer_read::Layer;
 use crate::object_path::ObjectPath;
 use crate::ports::{Body, Bucket, BucketError, PutIf};
 
+/// A layer whose extent is free to choose ends when its index has so many bytes, so that a cold read has all of it after one wait.
+pub const INDEX_BYTES: u64 = 3 << 20;
+
+/// So many names say the same of a layer: LSNs at which something changes are multiples of 8.
+pub const NAMES: u64 = 7;
+
 /// Bytes collected before they are written to the file.
 const BUFFER: usize = 1 << 20;
 
@@ -104,6 +110,11 @@ impl DeltaFile {
         self.writer.size()
     }
 
+    /// Bytes of its index if it ended now.
+    pub fn index_size(&self) -> u64 {
+        self.writer.index_size()
+    }
+
     /// First and last key added.
     pub fn keys(&self) -> Option<(Key, Key)> {
         self.writer.keys()
@@ -126,6 +137,11 @@ impl ImageFile {
     /// Bytes of the file if it ended now.
     pub fn size(&self) -> u64 {
         self.writer.size()
+    }
+
+    /// Bytes of its index if it ended now.
+    pub fn index_size(&self) -> u64 {
+        self.writer.index_size()
     }
 
     /// Whether nothing was added.
@@ -151,7 +167,7 @@ impl LayerStore {
     /// there is room for others between them; `None` once that is used up. An image moves up, or down with `down`, where nothing below its own LSN is read.
     pub fn unused_name(&self, name: LayerName, down: bool) -> Option<LayerName> {
         let mut names = self.names.lock().expect("no holder panics");
-        let moved = (0..7).map(|by| match name.clone() {
+        let moved = (0..NAMES).map(|by| match name.clone() {
             LayerName::Image { keys, lsn } if down => LayerName::Image { keys, lsn: Lsn(lsn.0 - by) },
             LayerName::Image { keys, lsn } => LayerName::Image { keys, lsn: lsn.add(by) },
             LayerName::Delta { keys, lsns } => LayerName::Delta { keys, lsns: lsns.start.add(by)..lsns.end },

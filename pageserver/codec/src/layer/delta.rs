@@ -86,6 +86,11 @@ impl DeltaWriter {
         self.file.size()
     }
 
+    /// Bytes of the index if it ended now, up to a few blocks.
+    pub fn index_size(&self) -> u64 {
+        self.file.index_size()
+    }
+
     /// Whether nothing was added.
     pub fn is_empty(&self) -> bool {
         self.file.is_empty()

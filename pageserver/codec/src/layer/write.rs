@@ -123,6 +123,11 @@ impl<const L: usize> FileWriter<L> {
         self.at + self.tree.size() + self.sums.as_ref().map_or(0, |sums| 4 * sums.closed.len() as u64)
     }
 
+    /// Bytes of the index if it ended now, up to a few blocks.
+    pub(super) fn index_size(&self) -> u64 {
+        self.tree.size()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.entries == 0
     }

@@ -31,8 +31,8 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use codec::layer::blob::Unpacker;
-use futures::future::Shared;
-use tokio::sync::{oneshot, watch};
+use futures::future::{BoxFuture, Shared};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::disk::DiskTier;
@@ -114,7 +114,7 @@ pub struct CacheCounts {
 }
 
 /// Where those wait who want what another is fetching. They go on in the order in which they came.
-type Fetching = Shared<oneshot::Receiver<Result<Bytes, FetchError>>>;
+type Fetching = Shared<BoxFuture<'static, Result<Bytes, FetchError>>>;
 
 /// The cache. One per process.
 pub struct ChunkCache {

@@ -1,16 +1,15 @@
 //! Reading one object through the tiers.
 
 use std::borrow::Cow;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use bytes::Bytes;
 use codec::layer::ReadLayerError;
 use codec::layer::blob::BlobHead;
 use futures::future::FutureExt as _;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 use super::disk::Counted;
 use super::memory::Piece;
@@ -57,8 +56,12 @@ pub enum FetchError {
     },
 }
 
-/// A handle to one immutable object.
-pub struct Object {
+/// A handle to one immutable object. What is fetched of it is fetched in tasks of their own, which nobody's waiting can hold up.
+#[derive(Clone)]
+pub struct Object(Arc<Inner>);
+
+/// What handles to an object share.
+pub struct Inner {
     cache: Arc<ChunkCache>,
     id: u64,
     path: Arc<str>,
@@ -67,8 +70,13 @@ pub struct Object {
     local: OnceLock<()>,
 }
 
-/// How long one waits for what another is fetching, before fetching it as well.
-const PATIENCE: Duration = Duration::from_secs(2);
+impl Deref for Object {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
 
 /// What is being fetched of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -98,7 +106,7 @@ impl Object {
         size: u64,
         resident: Arc<AtomicU64>,
     ) -> Object {
-        Object { cache, id, path, size, resident, local: OnceLock::new() }
+        Object(Arc::new(Inner { cache, id, path, size, resident, local: OnceLock::new() }))
     }
 
     fn counted(&self) -> Counted {
@@ -180,11 +188,27 @@ impl Object {
         if reading == ReadFor::Scan && kind == PieceKind::Data {
             return self.load_ahead(chunk).await;
         }
-        let fetch = || async {
-            let pieces = self.get_and_keep(chunk..chunk + 1, Purpose::Reader, false).await;
+        let this = self.clone();
+        let fetch = async move {
+            let pieces = this.get_and_keep(chunk..chunk + 1, Purpose::Reader, false).await;
             pieces.map(|mut pieces| pieces.swap_remove(0))
         };
         self.share(Wanted::Chunk(chunk), fetch).await
+    }
+
+    /// Whether the local disk has a chunk.
+    pub fn is_local(&self, chunk: u32) -> bool {
+        self.cache.disk.has(self.id, chunk)
+    }
+
+    /// Brings several stretches of chunks at once to the local disk.
+    pub async fn bring(&self, stretches: Vec<Range<u32>>) -> Result<(), FetchError> {
+        let this = self.clone();
+        let bringing = tokio::spawn(async move {
+            let loads = stretches.into_iter().map(|chunks| this.load_all(chunks, ReadFor::Reader));
+            futures::future::try_join_all(loads).await.map(drop)
+        });
+        bringing.await.unwrap_or_else(|ended| Err(self.ended(&ended)))
     }
 
     /// Chunks from disk or bucket, unchecked, those that are missing with one GET where they are adjacent.
@@ -218,22 +242,24 @@ impl Object {
 
     /// A chunk and its neighbours, which wait in the window.
     async fn load_ahead(&self, chunk: u32) -> Result<Bytes, FetchError> {
-        let key = |chunk| (self.id, Piece::Unchecked(chunk));
-        let memory = &self.cache.memory;
-        if let Some(bytes) = memory.get(key(chunk), PieceKind::Data, ReadFor::Scan) {
+        let waiting = (self.id, Piece::Unchecked(chunk));
+        if let Some(bytes) = self.cache.memory.get(waiting, PieceKind::Data, ReadFor::Scan) {
             return Ok(bytes);
         }
         let group = chunk / SCAN_AHEAD;
         let chunks = group * SCAN_AHEAD..((group + 1) * SCAN_AHEAD).min(self.chunks());
-        let fetch = || async {
-            let (all, pieces) = self.get(chunks.clone(), Purpose::Scan).await?;
-            for (chunk, bytes) in chunks.clone().zip(pieces) {
-                memory.insert(key(chunk), PieceKind::Data, ReadFor::Scan, bytes);
+        let first = chunks.start;
+        let this = self.clone();
+        let fetch = async move {
+            let (all, pieces) = this.get(chunks.clone(), Purpose::Scan).await?;
+            for (chunk, bytes) in chunks.zip(pieces) {
+                let key = (this.id, Piece::Unchecked(chunk));
+                this.cache.memory.insert(key, PieceKind::Data, ReadFor::Scan, bytes);
             }
             Ok(all)
         };
         let all = self.share(Wanted::Group(group), fetch).await?;
-        let start = u64::from(chunk - chunks.start) * CHUNK_SIZE;
+        let start = u64::from(chunk - first) * CHUNK_SIZE;
         Ok(Bytes::copy_from_slice(&all[start as usize..(start + self.chunk_len(chunk)) as usize]))
     }
 
@@ -251,35 +277,31 @@ impl Object {
     }
 
     /// One GET for all who want the same now.
-    async fn share<F: Future<Output = Result<Bytes, FetchError>>>(
+    async fn share(
         &self,
         wanted: Wanted,
-        fetch: impl Fn() -> F,
+        fetch: impl Future<Output = Result<Bytes, FetchError>> + Send + 'static,
     ) -> Result<Bytes, FetchError> {
         let key = (self.id, wanted);
-        let (answer, waiting) = {
+        let fetching = {
             let mut in_flight = self.cache.in_flight.lock().expect("no holder panics");
-            if let Some(waiting) = in_flight.get(&key) {
-                (None, waiting.clone())
-            } else {
-                let (answer, waiting) = oneshot::channel();
-                let waiting = waiting.shared();
-                in_flight.insert(key, waiting.clone());
-                (Some(answer), waiting)
-            }
-        };
-        let Some(answer) = answer else {
-            return match tokio::time::timeout(PATIENCE, waiting).await {
-                Ok(Ok(result)) => result,
-                // Who was fetching went away, or is not polled, perhaps by the very task that waits here: do it ourselves.
-                Ok(Err(_)) | Err(_) => fetch().await,
+            let begin = || {
+                let this = self.clone();
+                let task = tokio::spawn(async move {
+                    let _ends = InFlight { cache: Arc::clone(&this.cache), key };
+                    fetch.await
+                });
+                let this = self.clone();
+                task.map(move |ended| ended.unwrap_or_else(|ended| Err(this.ended(&ended)))).boxed().shared()
             };
+            in_flight.entry(key).or_insert_with(begin).clone()
         };
-        let cleanup = InFlight { cache: &self.cache, key };
-        let result = fetch().await;
-        let _ = answer.send(result.clone()); // perhaps nobody waits
-        drop(cleanup);
-        result
+        fetching.await
+    }
+
+    /// A task that fetched did not come to its end: the process is going away.
+    fn ended(&self, ended: &tokio::task::JoinError) -> FetchError {
+        FetchError::Bucket { path: Arc::clone(&self.path), reason: ended.to_string().into() }
     }
 
     async fn get_and_keep(
@@ -390,19 +412,19 @@ impl Object {
     }
 }
 
-impl Drop for Object {
+impl Drop for Inner {
     fn drop(&mut self) {
         self.cache.disk.forget(self.id);
     }
 }
 
 /// Takes a fetch off the list of those in flight, also when it is cancelled.
-struct InFlight<'a> {
-    cache: &'a ChunkCache,
+struct InFlight {
+    cache: Arc<ChunkCache>,
     key: (u64, Wanted),
 }
 
-impl Drop for InFlight<'_> {
+impl Drop for InFlight {
     fn drop(&mut self) {
         if let Ok(mut in_flight) = self.cache.in_flight.lock() {
             in_flight.remove(&self.key);

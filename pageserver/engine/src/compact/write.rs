@@ -7,7 +7,7 @@ use model::{Key, KeyRange, LayerName, Lsn, LsnRange, PgTimestamp, SlruKind};
 
 use crate::index_keeper::metadata_of;
 use crate::layer_read::Layer;
-use crate::layer_write::{DeltaFile, ImageFile, LayerStore, WriteLayerError, WrittenLayer};
+use crate::layer_write::{DeltaFile, INDEX_BYTES, ImageFile, LayerStore, WriteLayerError, WrittenLayer};
 
 /// A layer that a job wrote.
 pub struct Piece {
@@ -17,6 +17,27 @@ pub struct Piece {
     pub name: LayerName,
     /// What an index says of it.
     pub metadata: LayerMetadata,
+}
+
+/// How much was written of a piece.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Grown {
+    /// Bytes of its file.
+    pub bytes: u64,
+    /// … of which its index has so many.
+    pub index: u64,
+}
+
+impl Grown {
+    /// Of two that end together.
+    #[must_use]
+    pub fn and(self, other: Grown) -> Grown {
+        Grown { bytes: self.bytes + other.bytes, index: self.index.max(other.index) }
+    }
+
+    fn reached(self, bytes: u64, index: u64) -> bool {
+        self.bytes >= bytes || self.index >= index
+    }
 }
 
 /// Where pieces end.
@@ -34,8 +55,8 @@ impl Cutter {
         Cutter { cuts, bytes, last: None }
     }
 
-    /// Where a piece that has grown to `size` ends before `key`, if it does.
-    pub fn end_before(&mut self, key: Key, size: u64) -> Option<Key> {
+    /// Where a piece that has grown so much ends before `key`, if it does.
+    pub fn end_before(&mut self, key: Key, grown: Grown) -> Option<Key> {
         let mut crossed = None;
         while let Some(cut) = self.cuts.pop_if(|cut| *cut <= key) {
             crossed = crossed.or(self.last.map(|_| cut));
@@ -43,7 +64,8 @@ impl Cutter {
         let relation = |key: Key| (key.field1, key.field2, key.field3, key.field4);
         let is_other = self.last.is_some_and(|last| relation(last) != relation(key));
         self.last = Some(key);
-        let is_full = size >= self.bytes + self.bytes / 2 || (is_other && size >= self.bytes);
+        let is_full = grown.reached(self.bytes + self.bytes / 2, INDEX_BYTES)
+            || (is_other && grown.reached(self.bytes, INDEX_BYTES / 2));
         crossed.or(is_full.then_some(key))
     }
 }
@@ -62,9 +84,10 @@ impl Deltas {
         Deltas { lsns, trimmed_for, open: None, commits: None }
     }
 
-    /// Bytes of the piece that is being written.
-    pub fn size(&self) -> u64 {
-        self.open.as_ref().map_or(0, DeltaFile::size)
+    /// How much there is of the piece that is being written.
+    pub fn grown(&self) -> Grown {
+        let grown = |file: &DeltaFile| Grown { bytes: file.size(), index: file.index_size() };
+        self.open.as_ref().map(grown).unwrap_or_default()
     }
 
     /// Adds a version.
@@ -131,9 +154,10 @@ impl Images {
         Images { lsn, from: keys.start, to: keys.end, is_lowest, open: None }
     }
 
-    /// Bytes of the piece that is being written.
-    pub fn size(&self) -> u64 {
-        self.open.as_ref().map_or(0, ImageFile::size)
+    /// How much there is of the piece that is being written.
+    pub fn grown(&self) -> Grown {
+        let grown = |file: &ImageFile| Grown { bytes: file.size(), index: file.index_size() };
+        self.open.as_ref().map(grown).unwrap_or_default()
     }
 
     /// Adds a value.
