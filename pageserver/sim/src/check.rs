@@ -288,8 +288,8 @@ impl Reader<'_> {
             };
             let before = self.timeline.last_record_lsn();
             let found = self.timeline.lsn_at(time).await;
-            if self.timeline.last_record_lsn() != before {
-                continue; // more came meanwhile: either answer may be
+            if self.timeline.last_record_lsn() != before || before > self.history.end() {
+                continue; // more came meanwhile, or since the history was looked at: either answer may be
             }
             let found = match found {
                 Ok(found) => found,

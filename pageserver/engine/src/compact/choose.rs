@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use model::{Key, KeyRange, LayerName, Lsn, LsnRange};
 
 use super::shelf::{LayerFacts, Shelf, cuts, shelves, total};
+use crate::layer_write::NAMES;
 use crate::retention::{Retention, unneeded};
 
 /// What is wanted of layers.
@@ -65,6 +66,19 @@ pub struct View {
     pub retention: Retention,
     /// Whether history goes on in an ancestor below these layers.
     pub is_branch: bool,
+    /// Keys of which some cannot be made whole, such as pages of a resource manager that only an extension knows: no new images there.
+    pub beyond_redo: Vec<KeyRange>,
+}
+
+impl View {
+    /// Whether new images can be made of all these keys: whole stacks of layers are at hand, and redo of none failed.
+    fn may_image(&self, keys: &KeyRange) -> bool {
+        !self.is_branch && self.beyond_redo.iter().all(|beyond| is_apart(beyond, keys))
+    }
+}
+
+fn is_apart(a: &KeyRange, b: &KeyRange) -> bool {
+    a.end <= b.start || b.end <= a.start
 }
 
 /// One job.
@@ -126,8 +140,7 @@ pub fn choose(view: &View, policy: &CompactionPolicy, avoid: &[KeyRange]) -> Cho
     if !dropped.is_empty() {
         return Choice::Drop(dropped);
     }
-    let is_clear =
-        |keys: &KeyRange| avoid.iter().all(|other| other.end <= keys.start || keys.end <= other.start);
+    let is_clear = |keys: &KeyRange| avoid.iter().all(|other| is_apart(other, keys));
     let cut = cuts(&shelves, policy.shelf_bytes);
     let mut jobs = Vec::new();
     for shelf in shelves.iter().filter(|shelf| is_clear(&shelf.keys)) {
@@ -244,7 +257,7 @@ fn flatten(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key]) 
         .collect();
     let image_bytes = total(images.iter().copied());
     let worth_images = total(above.iter().copied()) as f64 >= policy.image_after * image_bytes as f64;
-    if !view.is_branch && !images.is_empty() && worth_images {
+    if view.may_image(&shelf.keys) && !images.is_empty() && worth_images {
         let at = Lsn(deltas[0].name.lsns().end.0 - 1);
         let inputs: Vec<&LayerFacts> = above.into_iter().chain(images).collect();
         let image =
@@ -300,8 +313,9 @@ fn trim(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key], eag
     let first = points.first().copied().unwrap_or(split).min(split);
     let images = shelf.newest_images(first);
     let readable = total(images.iter().copied());
-    let stale = images.iter().any(|image| image.name.lsns().start < first);
-    let may_image = !view.is_branch && !images.is_empty() && stale;
+    // Images of that very place may have any of the names for it.
+    let stale = images.iter().any(|image| image.name.lsns().start.0 + NAMES <= first.0);
+    let may_image = view.may_image(&shelf.keys) && !images.is_empty() && stale;
     // What was trimmed up to the first point says again what images say: new ones take both over. What was trimmed for later points must stay.
     let doubled =
         |layer: &&LayerFacts| (below(layer, split) as f64 * share_to(layer, first.min(split), split)) as u64;
@@ -449,7 +463,7 @@ mod tests {
 
     fn view(l0: Vec<LayerFacts>, rest: Vec<LayerFacts>, cutoff: u64, points: &[u64]) -> View {
         let retention = Retention::new(lsn(cutoff), points.iter().copied().map(lsn));
-        View { l0, rest, retention, is_branch: false }
+        View { l0, rest, retention, is_branch: false, beyond_redo: Vec::new() }
     }
 
     fn base() -> Vec<LayerFacts> {
@@ -595,6 +609,39 @@ mod tests {
             panic!("nothing trimmed");
         };
         assert_eq!((inputs.len(), lsns, images), (2, lsn(20)..lsn(31), false));
+    }
+
+    #[test]
+    fn images_of_a_place_are_not_made_again_because_they_have_another_name_for_it() {
+        let made_anew = |at| {
+            let images = vec![image(0..9, at, 100), image(9..20, at, 100)];
+            let rest = [images, vec![delta(0..9, 31..61, 300)]].concat();
+            match choose(&view(vec![], rest, 60, &[30]), &policy(), &[]) {
+                Choice::Trim { images, .. } => images,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(made_anew(30 - NAMES));
+        assert!(!made_anew(30 - NAMES + 1));
+        assert!(!made_anew(30));
+    }
+
+    #[test]
+    fn where_a_page_cannot_be_made_whole_history_is_kept_small_without_images() {
+        let choice = |rest: Vec<LayerFacts>, cutoff| {
+            let mut view = view(vec![], rest, cutoff, &[]);
+            let usual = choose(&view, &policy(), &[]);
+            view.beyond_redo = vec![key(3)..key(4)];
+            (usual, choose(&view, &policy(), &[]))
+        };
+        let deep = [base(), (1..6).map(|n| delta(0..9, n * 10 + 1..n * 10 + 11, 200)).collect()].concat();
+        let (usual, other) = choice(deep, 10);
+        assert!(matches!(usual, Choice::Image { .. }), "{usual:?}");
+        assert!(matches!(other, Choice::Merge { .. }), "{other:?}");
+        let garbage = [base(), vec![delta(0..9, 11..41, 300)]].concat();
+        let (usual, other) = choice(garbage, 40);
+        assert!(matches!(usual, Choice::Trim { images: true, .. }), "{usual:?}");
+        assert!(matches!(other, Choice::Trim { images: false, .. }), "{other:?}");
     }
 
     #[test]

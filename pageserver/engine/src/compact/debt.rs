@@ -45,7 +45,13 @@ pub fn view_of(part: &IndexPart, retention: Retention) -> View {
         })
         .partition(|layer| layer.name.is_l0());
     l0.sort_by_key(|layer| layer.name.lsns().start);
-    View { l0, rest, retention, is_branch: part.metadata().ancestor_timeline.is_some() }
+    View {
+        l0,
+        rest,
+        retention,
+        is_branch: part.metadata().ancestor_timeline.is_some(),
+        beyond_redo: Vec::new(),
+    }
 }
 
 /// About when `lsn` was the newest: the newest commit in layers that end there or before, else the oldest in those that reach across it.
@@ -85,7 +91,13 @@ mod tests {
             size: 7,
             trimmed_for: None,
         };
-        View { l0: vec![l0], rest, retention: Retention::new(Lsn(cutoff), []), is_branch: false }
+        View {
+            l0: vec![l0],
+            rest,
+            retention: Retention::new(Lsn(cutoff), []),
+            is_branch: false,
+            beyond_redo: Vec::new(),
+        }
     }
 
     #[test]

@@ -233,15 +233,13 @@ impl<'a> Fold<'a> {
     ) -> Result<(), ReadError> {
         let Some(point) = self.rules.points.get(self.segment).copied() else { return Ok(()) };
         if self.segment == 0 && self.rules.images {
-            let value =
-                if self.last.is_valid() || self.base.is_some() { self.value(around).await? } else { None };
+            // Of what cannot be seen, not even the changes need be there: a merge before may have dropped what they build upon.
+            let is_live = around.is_live(self.key, point).await?;
+            let is_known = self.last.is_valid() || self.base.is_some();
+            let value = if is_live && is_known { self.value(around).await? } else { None };
             // An empty value says that something was dropped, and stays: a read of a sparse key goes on below an image that lacks it, and so does a
             // later rewriting, which takes absence for nothing new.
-            if let Some(value) = &value
-                && around.is_live(self.key, point).await?
-            {
-                kept.push(Kept::Image(value.clone()));
-            }
+            kept.extend(value.clone().map(Kept::Image));
             self.rebase(value);
             self.collapsed = None;
             return Ok(());
@@ -344,6 +342,39 @@ mod tests {
             kept
         });
         assert_eq!(kept, [Kept::Image(Bytes::new())]);
+    }
+
+    /// Whose keys can be seen from an LSN on.
+    struct SeenFrom(Lsn);
+
+    impl Surroundings for SeenFrom {
+        async fn below(&self, _: Key) -> Result<Option<Bytes>, ReadError> {
+            Ok(None)
+        }
+
+        async fn is_live(&self, _: Key, at: Lsn) -> Result<bool, ReadError> {
+            Ok(at >= self.0)
+        }
+    }
+
+    #[test]
+    fn of_what_cannot_be_seen_changes_without_a_base_are_no_failure_where_images_are_made() {
+        let fold = |first| {
+            let rules = Rules { points: vec![Lsn(first)], images: true, above: true, chain: 8 };
+            tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+                let (mut kept, around) = (Vec::new(), SeenFrom(Lsn(50)));
+                let mut fold = Fold::new(&rules, PG, key());
+                // What these build upon was dropped by a merge, since nobody could see it.
+                for version in [committed(24, 3), zeroed(60), committed(64, 5)] {
+                    fold.take(version, &around, &mut kept).await?;
+                }
+                fold.finish(&around, &mut kept).await?;
+                Ok::<_, ReadError>(kept)
+            })
+        };
+        let (image, later) = as_read(&fold(40).unwrap());
+        assert_eq!((image, later.iter().map(|(lsn, ..)| lsn.0).collect()), (None, vec![60, 64]));
+        assert!(matches!(fold(56), Err(ReadError::Redo { .. })), "what can be seen must be there");
     }
 
     fn as_read(kept: &[Kept]) -> (Option<Bytes>, Vec<(Lsn, bool, Bytes)>) {

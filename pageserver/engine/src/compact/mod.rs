@@ -14,4 +14,4 @@ mod write;
 
 pub use choose::{Choice, CompactionPolicy, View, choose, depth};
 pub use debt::{Debt, debt, time_near, view_of};
-pub use run::{Collect, CompactError, Done, FailedJob, compact_once, view};
+pub use run::{Avoid, Collect, CompactError, Done, FailedJob, compact_once, view};

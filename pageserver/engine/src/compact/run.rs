@@ -66,6 +66,13 @@ pub struct FailedJob {
     pub source: CompactError,
 }
 
+impl FailedJob {
+    /// Whether some page could not be made whole. Jobs that make no images leave such a page its changes.
+    pub fn is_beyond_redo(&self) -> bool {
+        matches!(self.source, CompactError::Read(ReadError::Redo { .. }))
+    }
+}
+
 /// What a job did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Done {
@@ -79,6 +86,15 @@ pub struct Done {
     pub added: usize,
     /// Their bytes.
     pub added_bytes: u64,
+}
+
+/// Where jobs failed lately.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Avoid {
+    /// Nothing is done there.
+    pub keys: Vec<KeyRange>,
+    /// No images are made there.
+    pub images: Vec<KeyRange>,
 }
 
 /// Whether a job may give up what nobody can read any more.
@@ -107,21 +123,23 @@ pub async fn view(timeline: &Timeline) -> View {
         rest: snapshot.layers.by_key().iter().map(facts).collect(),
         retention: Retention::clone(&snapshot.retention),
         is_branch: snapshot.ancestor.is_some(),
+        beyond_redo: Vec::new(),
     }
 }
 
-/// Does the next job, if there is one worth doing, by what can be read now. `avoid` are keys in which one failed lately. There must be one caller at a time for a timeline.
+/// Does the next job, if there is one worth doing, by what can be read now. There must be one caller at a time for a timeline.
 pub async fn compact_once(
     timeline: &Timeline,
     policy: &CompactionPolicy,
-    avoid: &[KeyRange],
+    avoid: Avoid,
     collect: Collect,
 ) -> Result<Option<Done>, FailedJob> {
     let mut view = view(timeline).await;
+    view.beyond_redo = avoid.images;
     if collect == Collect::Nothing {
         view.retention = Retention::default();
     }
-    let choice = choose(&view, policy, avoid);
+    let choice = choose(&view, policy, &avoid.keys);
     let keys = match &choice {
         Choice::Rest => return Ok(None),
         Choice::Drop(_) => Key::ALL,
@@ -330,8 +348,9 @@ impl Rewrite {
             if let Some((done, ended)) = fold.take_if(|(open, _)| Some(*open) != key) {
                 ended.finish(&around, &mut kept).await?;
                 let has_versions = kept.iter().any(|kept| matches!(kept, Kept::Version { .. }));
-                let size = self.lower.size() + self.upper.as_ref().map_or(0, Deltas::size);
-                if has_versions && delta_cutter.end_before(done, size).is_some() {
+                let grown =
+                    self.lower.grown().and(self.upper.as_ref().map(Deltas::grown).unwrap_or_default());
+                if has_versions && delta_cutter.end_before(done, grown).is_some() {
                     pieces.extend(self.lower.cut(store).await?);
                     if let Some(upper) = &mut self.upper {
                         pieces.extend(upper.cut(store).await?);
@@ -340,7 +359,7 @@ impl Rewrite {
                 for kept in kept.drain(..) {
                     match kept {
                         Kept::Image(value) => {
-                            if let Some(end) = image_cutter.end_before(done, images.size()) {
+                            if let Some(end) = image_cutter.end_before(done, images.grown()) {
                                 pieces.extend(images.cut(store, Some(end)).await?);
                             }
                             images.push(store, done, &value)?;

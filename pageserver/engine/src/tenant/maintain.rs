@@ -17,7 +17,7 @@ use tracing::{debug, info, warn};
 use super::{Mode, Phase, Tenant, Tenants, TimelineView};
 use crate::claim::ValidateError;
 use crate::collect::KeepHistory;
-use crate::compact::{Collect, CompactError, CompactionPolicy, Done, compact_once};
+use crate::compact::{Avoid, Collect, CompactError, CompactionPolicy, Done, compact_once};
 use crate::error_story::error_story;
 use crate::sweep::sweep;
 use crate::timeline::Timeline;
@@ -103,11 +103,18 @@ struct Care {
     /// Its layers when there was nothing to do.
     rested_at: Option<u64>,
     collected: Option<Instant>,
-    failing: Vec<Failing>,
+    /// Keys in which a job failed lately.
+    failing: FailingKeys,
+    /// … since a page could not be made whole.
+    beyond_redo: FailingKeys,
     /// After a look that found nothing to be done, or failed, it is not looked at before.
     not_before: Option<Instant>,
     running: bool,
 }
+
+/// Ranges of keys that are left alone for a while.
+#[derive(Default)]
+struct FailingKeys(Vec<Failing>);
 
 struct Failing {
     keys: KeyRange,
@@ -168,7 +175,7 @@ impl Tenants {
         tenant.move_cutoff(timeline, tenant.keep(settings.keep), now).await?;
         let collect = collect_of(tenant, timeline).await;
         let mut done = Vec::new();
-        while let Some(job) = compact_once(timeline, &settings.compaction, &[], collect)
+        while let Some(job) = compact_once(timeline, &settings.compaction, Avoid::default(), collect)
             .await
             .map_err(|error| super::ChangeError::Compact(Box::new(error)))?
         {
@@ -223,17 +230,14 @@ impl Tenants {
         let collect = collect_of(tenant, timeline).await;
         care.not_before = None;
         for _ in 0..JOBS_IN_A_ROW {
-            care.failing.retain(|failing| failing.until + failing.rest * 2 > Instant::now());
-            let resting = |failing: &&Failing| failing.until > Instant::now();
-            let avoid: Vec<KeyRange> =
-                care.failing.iter().filter(resting).map(|failing| failing.keys.clone()).collect();
+            let avoid = Avoid { keys: care.failing.resting(), images: care.beyond_redo.resting() };
             let layers = timeline.layers_seen();
-            match compact_once(timeline, &settings.compaction, &avoid, collect).await {
+            match compact_once(timeline, &settings.compaction, avoid, collect).await {
                 Ok(Some(done)) => self.count(&done),
                 Ok(None) => {
                     care.not_before = Some(Instant::now() + settings.period);
                     // Keys that rest are looked at again later.
-                    care.rested_at = care.failing.is_empty().then_some(layers);
+                    care.rested_at = care.failing.0.is_empty().then_some(layers);
                     timeline.note_compaction(None);
                     break;
                 }
@@ -244,8 +248,14 @@ impl Tenants {
                         break;
                     }
                     let story = error_story(&failed);
-                    let rest = care.rest(failed.keys);
-                    warn!(timeline = %timeline.id(), error = %story, "a compaction failed; its keys rest for {rest:?}");
+                    let makes_images = !care.beyond_redo.resting().contains(&failed.keys);
+                    if failed.is_beyond_redo() && makes_images {
+                        let rest = care.beyond_redo.rest(failed.keys);
+                        warn!(timeline = %timeline.id(), error = %story, "a compaction failed; no images are made of its keys for {rest:?}");
+                    } else {
+                        let rest = care.failing.rest(failed.keys);
+                        warn!(timeline = %timeline.id(), error = %story, "a compaction failed; its keys rest for {rest:?}");
+                    }
                     timeline.note_compaction(Some(story));
                 }
             }
@@ -322,15 +332,24 @@ impl Care {
             && (self.rested_at != Some(timeline.layers_seen())
                 || self.collected.is_none_or(|at| at.elapsed() >= settings.collect_period))
     }
+}
+
+impl FailingKeys {
+    /// Those that rest now. Such as have worked, or not been asked for, for long are forgotten.
+    fn resting(&mut self) -> Vec<KeyRange> {
+        let now = Instant::now();
+        self.0.retain(|failing| failing.until + failing.rest * 2 > now);
+        self.0.iter().filter(|failing| failing.until > now).map(|failing| failing.keys.clone()).collect()
+    }
 
     /// Leaves keys alone, for longer than the last time.
     fn rest(&mut self, keys: KeyRange) -> Duration {
-        let known = self.failing.iter_mut().find(|failing| failing.keys == keys);
+        let known = self.0.iter_mut().find(|failing| failing.keys == keys);
         let rest = known.as_ref().map_or(FIRST_REST, |failing| (failing.rest * 2).min(LONGEST_REST));
         let until = Instant::now() + rest;
         match known {
             Some(failing) => (failing.until, failing.rest) = (until, rest),
-            None => self.failing.push(Failing { keys, until, rest }),
+            None => self.0.push(Failing { keys, until, rest }),
         }
         rest
     }
