@@ -8,13 +8,14 @@ export RUST_LIB_BACKTRACE ?= 0
 CARGO := cargo
 FUZZ_SECONDS ?= 600
 
-.PHONY: help build test check oracle sim sim-long demo bench bench-history fuzz charts kubeconform manifests e2e e2e-smoke guide
+.PHONY: help build test check oracle crash-history sim sim-long demo bench bench-history fuzz charts kubeconform manifests e2e e2e-smoke guide
 
 help:
 	@echo 'make demo     history of a real Postgres comes alive, on this machine, in three minutes'
 	@echo 'make test     all tests'
 	@echo 'make check    format and lints'
 	@echo 'make oracle   the long comparison with Postgres: every combination of settings, ten restores each'
+	@echo 'make crash-history   kill -9 and a bad bucket during compaction, collection, archive, detach and delete, HISTORY_KILLS=100 times each'
 	@echo 'make sim      the engine in 2,000 seeded worlds; SEED=42 tells the story of one. make sim-long: until stopped, or SIM_SEEDS=100000'
 	@echo 'make bench    our figures beside their floors, measured in the same run'
 	@echo 'make bench-history   what it costs to keep history small: an hour; HISTORY_WAL and HISTORY_SCALE make it shorter'
@@ -41,6 +42,12 @@ oracle:
 	scripts/install-deps.sh
 	$(CARGO) build --workspace --bins --tests --locked
 	ORACLE=long $(CARGO) test -p testkit --locked --test page_oracle --test crash -- --nocapture --test-threads=1
+
+HISTORY_KILLS ?= 100
+crash-history:
+	scripts/install-deps.sh
+	$(CARGO) build --workspace --bins --tests --locked
+	HISTORY_KILLS=$(HISTORY_KILLS) $(CARGO) test -p testkit --locked --test history_crash -- --nocapture --test-threads=1
 
 # Built with the tests, from the same dependencies; the long run is worth an optimised build of its own.
 sim:

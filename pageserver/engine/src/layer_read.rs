@@ -17,6 +17,7 @@ use crate::chunk_cache::heat::Heat;
 use crate::chunk_cache::{CHUNK_SIZE, FetchError, Object, PieceKind, ReadFor, joined};
 use crate::claim::{Claim, ValidateError};
 use crate::disk::OwnFile;
+use crate::held_objects::HeldObject;
 use crate::layer_map::MapLayer;
 use crate::tail::Version;
 
@@ -44,6 +45,8 @@ pub struct Layer {
     heat: Heat,
     /// Where to say that nobody reads it any more, once no index names it.
     retired: OnceLock<Retired>,
+    /// Keeps an earlier owner's object from being swept.
+    _held: Option<HeldObject>,
 }
 
 /// Takes the paths of objects that no index names and nobody reads.
@@ -85,6 +88,7 @@ impl Layer {
         claim: Claim,
         layout: Option<Layout>,
         commit_times: Option<(PgTimestamp, PgTimestamp)>,
+        held: Option<HeldObject>,
     ) -> Layer {
         Layer {
             name,
@@ -95,6 +99,7 @@ impl Layer {
             commit_times,
             heat: Heat::default(),
             retired: OnceLock::new(),
+            _held: held,
         }
     }
 

@@ -14,6 +14,7 @@ use crate::bucket::retry::{read_back, same_object};
 use crate::chunk_cache::ChunkCache;
 use crate::claim::Claim;
 use crate::disk::OwnFile;
+use crate::held_objects::HeldObjects;
 use crate::layer_map::MapLayer as _;
 use crate::layer_read::Layer;
 use crate::object_path::ObjectPath;
@@ -38,6 +39,7 @@ pub struct LayerStore {
     /// Names that this owner has put, or tried to: none of them is ever put again with other bytes.
     names: Mutex<HashSet<LayerName>>,
     resident: Arc<AtomicU64>,
+    held: HeldObjects,
 }
 
 /// A layer that is in the bucket.
@@ -159,8 +161,8 @@ impl LayerStore {
         tenant_shard: TenantShardId,
         timeline: TimelineId,
     ) -> LayerStore {
-        let (names, resident) = (Mutex::default(), Arc::default());
-        LayerStore { bucket, cache, claim, tenant_shard, timeline, names, resident }
+        let (names, resident, held) = (Mutex::default(), Arc::default(), HeldObjects::default());
+        LayerStore { bucket, cache, claim, tenant_shard, timeline, names, resident, held }
     }
 
     /// A name for a layer that says the same as `name` and that this owner has not used yet. LSNs at which something changes are multiples of 8, so
@@ -182,6 +184,11 @@ impl LayerStore {
         Arc::clone(&self.resident)
     }
 
+    /// Layers of earlier owners that are open here.
+    pub fn held(&self) -> &HeldObjects {
+        &self.held
+    }
+
     /// A layer that an index names. `tenant_shard` is its writer's.
     pub fn open(
         &self,
@@ -192,9 +199,11 @@ impl LayerStore {
         commit_times: Option<(PgTimestamp, PgTimestamp)>,
     ) -> Layer {
         let name = object_name.layer.clone();
+        let is_own = object_name.generation == Some(self.claim.generation());
         let path = ObjectPath::Layer { tenant, timeline: self.timeline, name: object_name }.to_string();
         let object = self.cache.counted_object(&path, size, &self.resident);
-        Layer::new(name, object, self.claim.clone(), layout, commit_times)
+        let held = (!is_own).then(|| self.held.hold(&path));
+        Layer::new(name, object, self.claim.clone(), layout, commit_times, held)
     }
 
     /// Makes a layer of another timeline also one of this timeline, under the same name.

@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`ports`] (what the engine asks of the world), [`disk`] and [`clock`] (what it is answered here), [`blocking`], [`object_path`] (every object we write), [`bucket`], [`claim`] (who owns a tenant),
 //! [`index_store`] and [`index_keeper`] (what a timeline consists of), [`stored_wal`] and [`wal_keeper`] (WAL to the bucket first) and [`wal_run`] (which of it counts), [`lineage`] (whether a source's history is ours);
-//! [`ingest`] (which versions a record makes), [`changes`], [`tail`], [`layer_map`], [`chunk_cache`], [`layer_read`], [`layer_write`]; then
+//! [`ingest`] (which versions a record makes), [`changes`], [`tail`], [`layer_map`], [`chunk_cache`], [`held_objects`], [`layer_read`], [`layer_write`]; then
 //! [`read`], [`read_counts`], [`explain`], [`onlooker`], [`as_of`], [`time`], [`timeline`], [`inherit`] (a branch's own copy of what it shares), and on top [`tenant`], [`tenant_size`], [`deletion`] and [`heatmap`];
 //! how a timeline begins: [`import`]; what a cluster is restored from: [`backup`].
 
@@ -22,6 +22,7 @@ pub mod disk;
 pub mod error_story;
 pub mod explain;
 pub mod heatmap;
+pub mod held_objects;
 pub mod import;
 pub mod import_session;
 pub mod index_keeper;

@@ -2,10 +2,11 @@
 //! deletions that failed.
 //!
 //! Only what an earlier generation put is looked at: what the own generation puts, its owner knows from memory. And only after the own index of the
-//! timeline is in the bucket and validated: from then on nobody who counts will ever name such an object. A grace time is kept besides, so that people who
-//! look into a bucket do not find it changing under them.
+//! timeline is in the bucket and validated: from then on nobody who counts will ever name such an object. A layer that was replaced stays as long as somebody
+//! reads it ([`crate::held_objects`]). A grace time is kept besides, so that people who look into a bucket do not find it changing under them.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use codec::index_part::IndexPart;
@@ -14,6 +15,7 @@ use model::{Generation, LayerObjectName, TenantShardId, TimelineId};
 use crate::bucket::DELETE_BATCH;
 use crate::claim::{Claim, ValidateError};
 use crate::deletion;
+use crate::held_objects::HeldObjects;
 use crate::object_path::{ObjectPath, timeline_prefix, wal_prefix};
 use crate::ports::{Bucket, BucketError, ListRequest, ListedObject};
 use crate::stored_wal::{StoredWal, wal_path};
@@ -23,7 +25,7 @@ use crate::stored_wal::{StoredWal, wal_path};
 pub struct Swept {
     /// Objects that nothing names and that are older than the grace time.
     pub orphans: Vec<String>,
-    /// Their bytes.
+    /// Their bytes, and those of what is still read.
     pub bytes: u64,
     /// Objects that nothing names and that are too young.
     pub young: usize,
@@ -138,26 +140,35 @@ pub async fn delete_orphans(claim: &Claim, orphans: &[String]) -> Result<(), Val
     Ok(())
 }
 
-/// Finds and deletes the orphans of the timelines that `indexes` are of, and what remains of timelines that were deleted. `indexes` has the owner's own
-/// ones, as they are in the bucket.
+/// A timeline that is open here.
+pub struct Owned {
+    /// Which.
+    pub timeline: TimelineId,
+    /// The owner's own index, as it is in the bucket.
+    pub index: Arc<IndexPart>,
+    /// Layers of earlier owners that are read, named by the index or not: those go after their last reader.
+    pub held: HeldObjects,
+}
+
+/// Finds and deletes the orphans of timelines, and what remains of those that were deleted.
 pub async fn sweep(
     claim: &Claim,
-    indexes: &[(TimelineId, std::sync::Arc<IndexPart>)],
+    open: &[Owned],
     grace: Duration,
     now: SystemTime,
 ) -> Result<Swept, ValidateError> {
     let (bucket, tenant) = (&**claim.bucket(), claim.tenant());
     let mut swept = Swept::default();
-    for (timeline, index) in indexes {
+    for Owned { timeline, index, held } in open {
         claim.validate().await?;
-        let found =
+        let mut found =
             find_orphans(bucket, tenant, *timeline, claim.generation(), Some(index), grace, now).await?;
+        found.orphans.retain(|path| !held.contains(path));
         delete_orphans(claim, &found.orphans).await?;
         swept.append(found);
     }
     for timeline in deletion::buried(bucket, tenant).await? {
-        if indexes.iter().all(|(other, _)| *other != timeline)
-            && deletion::has_remains(claim, timeline).await?
+        if open.iter().all(|open| open.timeline != timeline) && deletion::has_remains(claim, timeline).await?
         {
             deletion::delete_timeline_data(claim, timeline).await?;
         }

@@ -23,6 +23,7 @@ use engine::index_keeper::{IndexKeeper, metadata_of, vanilla_extension};
 use engine::layer_write::LayerStore;
 use engine::object_path::{ObjectPath, timeline_prefix};
 use engine::ports::{Bucket, ListRequest};
+use engine::sweep::find_orphans;
 use engine::tenant::{BranchPoint, Maintenance, Tenants};
 use engine::timeline::{Timeline, TimelinePolicy};
 use engine::wal_keeper::WalKeeping;
@@ -383,6 +384,48 @@ async fn what_can_be_read_reads_the_same_whatever_is_merged_imaged_trimmed_or_dr
 }
 
 /// A page that does not compress, so that a relation stands on several shelves.
+#[tokio::test]
+async fn a_layer_of_an_owner_before_that_was_replaced_is_not_swept_while_somebody_reads_it() {
+    let bucket: Arc<dyn Bucket> = Arc::new(MemoryBucket::default());
+    make(&bucket).await;
+    let mut main = History::new();
+    let server = Server::start(&bucket).await;
+    let timeline = server.timeline(main.id);
+    for number in 0..60 {
+        main.write(0, number as u32 % BLOCKS, number);
+        main.commit(number as i64);
+        if number % 10 == 9 {
+            main.feed(&timeline).await;
+            timeline.checkpoint().await.unwrap();
+        }
+    }
+    server.stop().await;
+
+    let server = Server::start(&bucket).await;
+    let timeline = server.timeline(main.id);
+    let read = timeline.layers();
+    assert!(!server.maintain(main.id, &settings(0)).await.is_empty());
+    let here = server.tenants.tenant(tenant().tenant).unwrap();
+    let sweep = || server.tenants.sweep_tenant(&here, Duration::ZERO, SystemTime::now());
+    sweep().await.unwrap();
+    // By the index alone they could go.
+    let (own, part) = (here.claim().generation(), timeline.index().part().await);
+    let now = SystemTime::now();
+    let found =
+        find_orphans(&*bucket, tenant(), main.id, own, Some(&part), Duration::ZERO, now).await.unwrap();
+    assert!(read.iter().any(|layer| found.orphans.iter().any(|orphan| orphan == layer.object_path())));
+    for layer in &read {
+        let path = layer.object_path();
+        assert!(bucket.head(path).await.is_ok(), "{path} was swept");
+    }
+    // Nobody reads them any more: whoever comes first deletes them.
+    drop(read);
+    sweep().await.unwrap();
+    reaped(&bucket, &timeline).await;
+    main.check(&timeline, [timeline.last_record_lsn()]).await;
+    server.stop().await;
+}
+
 fn noisy_page(number: u64) -> Box<Page> {
     let mut page = page_of(number);
     StdRng::seed_from_u64(number).fill(&mut page[24..8_000]);

@@ -5,7 +5,7 @@
 //! run as root; under root it runs as an unprivileged user ([`account`]).
 //!
 //! In reading order: [`account`], [`port`], [`process`], [`postgres`], [`workload`], [`versitygw`], [`fault_proxy`],
-//! [`pageserver`], [`page_client`], [`cluster_files`], [`page_compare`], [`oracle`], [`kubernetes`].
+//! [`pageserver`], [`page_client`], [`cluster_files`], [`page_compare`], [`witness`], [`oracle`], [`kubernetes`].
 
 pub mod account;
 pub mod certificate;
@@ -22,6 +22,7 @@ pub mod postgres;
 pub mod process;
 pub mod token;
 pub mod versitygw;
+pub mod witness;
 pub mod workload;
 
 pub use fault_proxy::{Fault, FaultProxy};
@@ -29,6 +30,7 @@ pub use operated::Operated;
 pub use pageserver::{BucketAt, Pageserver};
 pub use postgres::{Postgres, PostgresConfig, Shutdown};
 pub use versitygw::Versitygw;
+pub use witness::Witness;
 
 /// The source of the crate whose `CARGO_MANIFEST_DIR` was `compiled` when it was built. Cargo knows better when it runs a test: a build that is kept
 /// between checkouts may have been made in another one.

@@ -180,22 +180,35 @@ impl Pageserver {
     }
 
     async fn http_bytes(&self, method: Method, path: &str, body: Option<&Value>) -> Result<(u16, Vec<u8>)> {
-        let stream = tokio::net::TcpStream::connect(self.http.address()).await?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let driver = tokio::spawn(connection);
-        let body = body.map(ToString::to_string).unwrap_or_default();
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("host", self.http.address())
-            .header("content-type", "application/json")
-            .body(Full::new(bytes::Bytes::from(body)))?;
-        let answer = tokio::time::timeout(Duration::from_mins(2), sender.send_request(request)).await;
-        let answer = answer.with_context(|| format!("no answer to {path}"))??;
-        let status = answer.status().as_u16();
-        let bytes = answer.into_body().collect().await?.to_bytes().to_vec();
-        driver.abort();
-        Ok((status, bytes))
+        request(&self.http.address(), method, path, body).await
+    }
+
+    /// The same, as a future that outlives a change of the server, such as its end; the body as JSON.
+    pub fn call(
+        &self,
+        method: Method,
+        path: String,
+        body: Option<Value>,
+    ) -> impl Future<Output = Result<(u16, Value)>> + Send + use<> {
+        let address = self.http.address();
+        async move {
+            let (status, bytes) = request(&address, method, &path, body.as_ref()).await?;
+            Ok((status, serde_json::from_slice(&bytes).unwrap_or(Value::Null)))
+        }
+    }
+
+    /// Runs `pagectl verb … bucket rest…` over its bucket. Answers its exit status and what it printed on standard output; what it said besides goes to ours.
+    pub async fn pagectl(&self, verb: &[&str], rest: &[&str]) -> Result<(Option<i32>, String)> {
+        let url = match &self.bucket {
+            BucketAt::Directory(path) => format!("file://{}", path.display()),
+            BucketAt::S3 { endpoint } => {
+                format!("s3://{}?endpoint={endpoint}&region=us-east-1&path_style=true", Versitygw::BUCKET)
+            }
+        };
+        let mut command = tokio::process::Command::new(binary("pagectl")?);
+        command.args(verb).arg(url).args(rest).envs(Versitygw::credentials());
+        let output = command.stderr(std::process::Stdio::inherit()).kill_on_drop(true).output().await?;
+        Ok((output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned()))
     }
 
     /// Detail of a timeline.
@@ -320,6 +333,25 @@ impl Pageserver {
         .await??;
         Ok(home)
     }
+}
+
+async fn request(address: &str, method: Method, path: &str, body: Option<&Value>) -> Result<(u16, Vec<u8>)> {
+    let stream = tokio::net::TcpStream::connect(address).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let driver = tokio::spawn(connection);
+    let body = body.map(ToString::to_string).unwrap_or_default();
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", address)
+        .header("content-type", "application/json")
+        .body(Full::new(bytes::Bytes::from(body)))?;
+    let answer = tokio::time::timeout(Duration::from_mins(2), sender.send_request(request)).await;
+    let answer = answer.with_context(|| format!("no answer to {path}"))??;
+    let status = answer.status().as_u16();
+    let bytes = answer.into_body().collect().await?.to_bytes().to_vec();
+    driver.abort();
+    Ok((status, bytes))
 }
 
 fn last_record_lsn(detail: &Value) -> Result<Lsn> {

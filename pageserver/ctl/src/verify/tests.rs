@@ -64,6 +64,61 @@ async fn a_portable_timeline_stays_one_whatever_compaction_and_collection_do_to_
     server.stop().await;
 }
 
+#[tokio::test]
+async fn a_portable_timeline_stays_one_when_it_leaves_its_ancestor_and_when_it_is_archived() {
+    let bucket = make().await;
+    let mut server = Server::start(&bucket).await;
+    let mut history = History::new();
+    let mut number = 0_u32;
+    let mut write = |history: &mut History, count: u32| {
+        for step in 0..count {
+            number += 1;
+            // Relations grow a block at a time: what lies between would be zeros of our own kind.
+            history.write(step % 3, (number / 3) % 24, number.into());
+        }
+    };
+    let sound = async |bucket: &Arc<dyn Bucket>, what: &str| {
+        let (found, totals) = violations(&copy(bucket).await, false).await;
+        assert_eq!(found, [], "{what}");
+        assert_eq!(totals.skipped, 0, "{what}");
+    };
+    for round in 0..6 {
+        let [sibling, branch] = [branch_id(2 * round), branch_id(2 * round + 1)];
+        for branch in [sibling, branch] {
+            write(&mut history, 60);
+            let timeline = server.timeline(trunk());
+            history.feed(&timeline).await;
+            timeline.checkpoint().await.unwrap();
+            server.branch(branch, trunk(), timeline.last_record_lsn()).await;
+            server.maintain(trunk(), [0, 20 << 10][round as usize % 2]).await;
+        }
+        // The ancestor goes on, and its layers reach beyond the branch point.
+        write(&mut history, 30);
+        let timeline = server.timeline(trunk());
+        history.feed(&timeline).await;
+        timeline.checkpoint().await.unwrap();
+        server.tenants.detach_ancestor(tenant().tenant, branch).await.unwrap();
+        sound(&bucket, "detached").await;
+        server.maintain(branch, 0).await;
+        server.maintain(trunk(), 0).await;
+        sound(&bucket, "detached and compacted").await;
+        for archived in [sibling, branch] {
+            let archive = server.tenants.archive_timeline(tenant().tenant, archived, async |_| None);
+            archive.await.unwrap();
+        }
+        sound(&bucket, "archived").await;
+        if round % 2 == 0 {
+            server.stop().await;
+            server = Server::start(&bucket).await;
+        }
+        for archived in [branch, sibling] {
+            server.tenants.unarchive_timeline(tenant().tenant, archived).await.unwrap();
+        }
+        sound(&bucket, "opened again").await;
+    }
+    server.stop().await;
+}
+
 type Images = Vec<(Key, Vec<u8>)>;
 type Changes = Vec<(Key, Lsn, Vec<u8>)>;
 

@@ -19,7 +19,7 @@ use crate::claim::ValidateError;
 use crate::collect::KeepHistory;
 use crate::compact::{Avoid, Collect, CompactError, CompactionPolicy, Done, compact_once};
 use crate::error_story::error_story;
-use crate::sweep::sweep;
+use crate::sweep::{Owned, sweep};
 use crate::timeline::Timeline;
 
 /// How history is kept small.
@@ -299,13 +299,14 @@ impl Tenants {
         grace: Duration,
         now: SystemTime,
     ) -> Result<usize, ValidateError> {
-        let mut indexes = Vec::new();
-        for (id, view) in tenant.views() {
+        let mut owned = Vec::new();
+        for (timeline, view) in tenant.views() {
             if let TimelineView::Open(open) = view {
-                indexes.push((id, open.index().part().await));
+                let (index, held) = (open.index().part().await, open.layer_store().held().clone());
+                owned.push(Owned { timeline, index, held });
             }
         }
-        let swept = sweep(tenant.claim(), &indexes, grace, now).await?;
+        let swept = sweep(tenant.claim(), &owned, grace, now).await?;
         if !swept.orphans.is_empty() {
             info!(tenant = %tenant.shard(), objects = swept.orphans.len(), bytes = swept.bytes, "deleted what nothing names");
         }
