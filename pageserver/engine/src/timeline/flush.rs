@@ -1,19 +1,24 @@
 //! Turns frozen tails into L0 layers: write, upload, name in the index, validate; then the WAL below is no longer needed.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use model::{Key, LayerName, Lsn, LsnRange};
 use tokio::sync::mpsc;
-use tracing::info;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
 use crate::claim::ValidateError;
 use crate::index_keeper::{IndexKeeper, metadata_of};
 use crate::index_store::PutIndexError;
 use crate::layer_read::Layer;
-use crate::layer_write::{DeltaFile, LayerStore, WriteLayerError};
+use crate::layer_write::{DeltaFile, LayerStore, WriteLayerError, WrittenLayer};
 use crate::stored_wal::delete_wal;
 use crate::tail::Tail;
 use crate::wal_keeper::WalKeeper;
+
+/// Pause before a layer is written once more that the local disk did not take.
+const DISK_PAUSE: Duration = Duration::from_secs(5);
 
 /// A tail that no longer grows.
 pub(super) struct Frozen {
@@ -50,6 +55,7 @@ pub(super) struct Flusher {
     pub keeper: WalKeeper,
     pub frozen: mpsc::UnboundedReceiver<Frozen>,
     pub done: mpsc::UnboundedSender<Result<Flushed, FlushError>>,
+    pub stop: CancellationToken,
 }
 
 impl Flusher {
@@ -66,12 +72,8 @@ impl Flusher {
 
     async fn flush(&self, frozen: Frozen) -> Result<Flushed, FlushError> {
         let name = LayerName::Delta { keys: Key::ALL, lsns: frozen.lsns.clone() };
-        let tail = frozen.tail.clone();
-        let commit_times = tail.commit_times();
-        let fill = move |file: &mut DeltaFile| {
-            tail.merged().try_for_each(|key, lsn, will_init, value| file.push(key, lsn, will_init, value))
-        };
-        let written = self.layers.write_delta(name.clone(), commit_times, fill).await?;
+        let commit_times = frozen.tail.commit_times();
+        let written = self.write(&frozen.tail, &name).await?;
         let claim = self.index.claim();
         self.index
             .update(|part| {
@@ -93,5 +95,24 @@ impl Flusher {
         let layer = Arc::new(written.layer);
         info!(%timeline, layer = %name, bytes = layer.file_size(), wal_objects = covered.len(), "tail became a layer");
         Ok(Flushed { layer, last: frozen.last })
+    }
+
+    /// Writes a tail's layer. While the local disk is full or fails, the tail waits, and WAL waits for it: the bucket has what was received.
+    async fn write(&self, tail: &Tail, name: &LayerName) -> Result<WrittenLayer, WriteLayerError> {
+        loop {
+            let tail = tail.clone();
+            let commit_times = tail.commit_times();
+            let fill = move |file: &mut DeltaFile| {
+                tail.merged().try_for_each(|key, lsn, will_init, value| file.push(key, lsn, will_init, value))
+            };
+            match self.layers.write_delta(name.clone(), commit_times, fill).await {
+                Err(WriteLayerError::File(error)) if !self.stop.is_cancelled() => {
+                    let timeline = self.index.timeline();
+                    warn!(%timeline, layer = %name, %error, "the local disk does not take a layer, trying again");
+                }
+                other => return other,
+            }
+            let _ = tokio::time::timeout(DISK_PAUSE, self.stop.cancelled()).await; // whichever comes first
+        }
     }
 }

@@ -199,7 +199,14 @@ pub async fn open(
         source_time: AtomicI64::new(i64::MIN),
         closed: AtomicBool::new(false),
     });
-    let flusher = Flusher { layers: layer_store, index, keeper: keeper.clone(), frozen, done: flush_done };
+    let flusher = Flusher {
+        layers: layer_store,
+        index,
+        keeper: keeper.clone(),
+        frozen,
+        done: flush_done,
+        stop: shared.stop.clone(),
+    };
     let mut owner = Owner {
         shared: Arc::clone(&shared),
         policy: place.policy.clone(),
