@@ -202,6 +202,9 @@ impl Layer {
     fn story(&self, error: ReadFileError) -> ReadError {
         match error {
             ReadFileError::Superseded => ReadError::Superseded,
+            away @ ReadFileError::Fetch(FetchError::Bucket { .. }) => {
+                ReadError::Away { layer: self.object.path().into(), source: Box::new(away) }
+            }
             other => ReadError::Layer { layer: self.object.path().into(), source: Box::new(other) },
         }
     }

@@ -17,7 +17,7 @@ use super::flush::Flusher;
 use super::owner::{Owner, OwnerError, State};
 use super::reap::Reaper;
 use super::size::count_once;
-use super::{Progress, Shared, Timeline, TimelineFacts, TimelinePolicy};
+use super::{IngestStopped, Progress, Shared, Timeline, TimelineFacts, TimelinePolicy};
 use crate::as_of::ReadError;
 use crate::blocking;
 use crate::budget::TailBudget;
@@ -84,6 +84,21 @@ pub enum OpenError {
     Owner(#[from] OwnerError),
     #[error(transparent)]
     Keep(#[from] KeepWalError),
+}
+
+impl OpenError {
+    /// Whether it is only the bucket, which may answer later.
+    pub(crate) fn is_away(&self) -> bool {
+        match self {
+            OpenError::Ingest(error) => is_away(error),
+            OpenError::Bucket(BucketError::Unavailable { .. }) => true,
+            _ => false,
+        }
+    }
+}
+
+fn is_away(error: &IngestError) -> bool {
+    matches!(error, IngestError::Read { source: ReadError::Away { .. }, .. })
 }
 
 /// The tasks of an open timeline. Each ends when the timeline is stopped, or with the reason why it could not go on.
@@ -215,6 +230,7 @@ pub async fn open(
         ingest,
         ancestor,
         retention,
+        waits_until: None,
         state: State {
             last: progress.last,
             prev: progress.prev,
@@ -249,6 +265,7 @@ pub async fn open(
     }
     let newest = replay(place, tenant_shard, timeline, &mut owner, &found.wal, &run).await?;
     keeper.remember(&newest);
+    owner.waits_until = Some(shared.stop.clone());
     let keeper_place = WalKeeperPlace {
         bucket: Arc::clone(&place.bucket),
         claim: place.claim.clone(),
@@ -325,8 +342,11 @@ async fn replay(
                 .map_err(|at| WalRunError::Differ { path: path.clone(), at })?;
         }
         owner.wait_for_room().await?;
-        if let Err(stopped) = owner.take_wal(object.start, object.tli, &raw).await {
-            owner.fail(&stopped);
+        match owner.take_wal(object.start, object.tli, &raw).await {
+            Ok(()) => {}
+            // All of it is done again when the bucket answers.
+            Err(IngestStopped::Record { source, .. }) if is_away(&source) => return Err(source.into()),
+            Err(stopped) => owner.fail(&stopped),
         }
         before = Some((object.start, raw));
     }
