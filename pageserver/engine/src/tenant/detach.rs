@@ -199,7 +199,7 @@ impl Tenants {
             .await?;
         tenant.claim().validate().await?;
         if let Some(archived) = ArchivedTimeline::of(timeline, &*index.part().await) {
-            tenant.note_wishes(timeline, Some(archived.wishes(tenant.claim().now())));
+            tenant.note_wishes(timeline, Some(archived.wishes(tenant.claim().surely_now())));
             tenant.set(timeline, Slot::Archived(Arc::new(archived)));
         }
         Ok(())

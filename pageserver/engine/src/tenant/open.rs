@@ -28,7 +28,7 @@ impl Tenants {
                 Ok(Some(found)) if found.index.deleted_at.is_some() => tenant.set(timeline, Slot::Deleting),
                 Ok(Some(found)) if found.index.is_archived() => {
                     let archived = ArchivedTimeline::of(timeline, &found.index).expect("it is archived");
-                    tenant.note_wishes(timeline, Some(archived.wishes(tenant.claim().now())));
+                    tenant.note_wishes(timeline, Some(archived.wishes(tenant.claim().surely_now())));
                     tenant.set(timeline, Slot::Archived(Arc::new(archived)));
                 }
                 Ok(Some(found)) => {
