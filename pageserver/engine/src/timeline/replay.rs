@@ -151,12 +151,10 @@ pub async fn open(
 
     let ancestor =
         ancestor.zip(found.ancestor_lsn).map(|(parent, lsn)| Ancestor { view: parent.view(), lsn });
-    // What was given up before it was asked for is gone: a branch whose index an owner put that was superseded by then.
-    let is_kept = |point: &Lsn| found.kept_lsns.as_ref().is_none_or(|kept| kept.contains(point));
-    let retention = Arc::new(Retention::new(
-        found.gc_cutoff,
-        points.into_iter().filter(|point| *point >= found.gc_cutoff || is_kept(point)),
-    ));
+    // What the index says is kept, is: also what nobody asks for any more, until the index says that it is given up. Else it might go before, and then
+    // be believed to be there by an owner who finds that it was asked for: by a branch whose index somebody put who was superseded by then.
+    let kept = found.kept_lsns.clone().unwrap_or_else(|| points.into_iter().collect());
+    let retention = Arc::new(Retention::new(found.gc_cutoff, kept));
     let snapshot = Snapshot {
         timeline,
         pg: facts.pg,
