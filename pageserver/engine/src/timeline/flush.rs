@@ -13,7 +13,7 @@ use crate::index_keeper::{IndexKeeper, metadata_of};
 use crate::index_store::PutIndexError;
 use crate::layer_read::Layer;
 use crate::layer_write::{DeltaFile, LayerStore, WriteLayerError, WrittenLayer};
-use crate::stored_wal::delete_wal;
+use crate::stored_wal::{StoredWal, delete_wal};
 use crate::tail::Tail;
 use crate::wal_keeper::WalKeeper;
 
@@ -56,12 +56,26 @@ pub(super) struct Flusher {
     pub frozen: mpsc::UnboundedReceiver<Frozen>,
     pub done: mpsc::UnboundedSender<Result<Flushed, FlushError>>,
     pub stop: CancellationToken,
+    /// Is cancelled when replay has read all WAL objects that it needs: a segment that was switched away is covered as a whole by a tail that is frozen
+    /// after its last record, though replay has still to come by the rest of its bytes.
+    pub replayed: CancellationToken,
+    /// WAL objects that nobody but replay needs any more.
+    pub covered: Vec<StoredWal>,
 }
 
 impl Flusher {
     /// Runs until the owner is gone or a tail cannot be flushed.
     pub async fn run(mut self) {
-        while let Some(frozen) = self.frozen.recv().await {
+        loop {
+            let frozen = tokio::select! {
+                biased;
+                frozen = self.frozen.recv() => frozen,
+                () = self.replayed.cancelled(), if !self.covered.is_empty() => {
+                    self.delete_covered().await;
+                    continue;
+                }
+            };
+            let Some(frozen) = frozen else { return };
             let result = self.flush(frozen).await;
             let failed = result.is_err();
             if self.done.send(result).is_err() || failed {
@@ -70,7 +84,13 @@ impl Flusher {
         }
     }
 
-    async fn flush(&self, frozen: Frozen) -> Result<Flushed, FlushError> {
+    async fn delete_covered(&mut self) {
+        let covered = std::mem::take(&mut self.covered);
+        let claim = self.index.claim();
+        delete_wal(&**claim.bucket(), claim.tenant(), self.index.timeline(), &covered).await;
+    }
+
+    async fn flush(&mut self, frozen: Frozen) -> Result<Flushed, FlushError> {
         let name = LayerName::Delta { keys: Key::ALL, lsns: frozen.lsns.clone() };
         let commit_times = frozen.tail.commit_times();
         let written = self.write(&frozen.tail, &name).await?;
@@ -90,10 +110,13 @@ impl Flusher {
             .await?;
         claim.validate().await?;
         let covered = self.keeper.take_covered(frozen.last);
-        let timeline = self.index.timeline();
-        delete_wal(&**claim.bucket(), claim.tenant(), timeline, &covered).await;
+        let (timeline, wal_objects) = (self.index.timeline(), covered.len());
+        self.covered.extend(covered);
+        if self.replayed.is_cancelled() {
+            self.delete_covered().await;
+        }
         let layer = Arc::new(written.layer);
-        info!(%timeline, layer = %name, bytes = layer.file_size(), wal_objects = covered.len(), "tail became a layer");
+        info!(%timeline, layer = %name, bytes = layer.file_size(), wal_objects, "tail became a layer");
         Ok(Flushed { layer, last: frozen.last })
     }
 

@@ -212,6 +212,7 @@ pub async fn open(
         source_time: AtomicI64::new(i64::MIN),
         closed: AtomicBool::new(false),
     });
+    let replayed = CancellationToken::new();
     let flusher = Flusher {
         layers: layer_store,
         index,
@@ -219,6 +220,8 @@ pub async fn open(
         frozen,
         done: flush_done,
         stop: shared.stop.clone(),
+        replayed: replayed.clone(),
+        covered: Vec::new(),
     };
     let mut owner = Owner {
         shared: Arc::clone(&shared),
@@ -264,6 +267,7 @@ pub async fn open(
     let newest = replay(place, tenant_shard, timeline, &mut owner, &found.wal, &run).await?;
     keeper.remember(&newest);
     owner.waits_until = Some(shared.stop.clone());
+    replayed.cancel();
     let keeper_place = WalKeeperPlace {
         bucket: Arc::clone(&place.bucket),
         claim: place.claim.clone(),
