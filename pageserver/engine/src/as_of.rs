@@ -52,6 +52,15 @@ pub enum ReadError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The bucket did not answer, for minutes. It may yet.
+    #[error("cannot read layer {layer} for now")]
+    Away {
+        /// Which.
+        layer: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// That far back history is not kept.
     #[error(
         "LSN {asked} is below {cutoff}, before which only branch points, leases and named LSNs can be read"

@@ -384,7 +384,7 @@ impl IndexKeeper {
     ) -> Result<Option<Outcome>, E> {
         let mut state = self.state();
         if let Some(ours) = &mut state.newest.palimpsest {
-            drop_expired(ours, self.claim.now());
+            drop_expired(ours, self.claim.surely_now());
         }
         if change(&mut state.newest)? == Changed::No {
             // It may be so only in what others have changed and not put yet.

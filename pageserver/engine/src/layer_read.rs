@@ -216,6 +216,9 @@ impl Layer {
     fn story(&self, error: ReadFileError) -> ReadError {
         match error {
             ReadFileError::Superseded => ReadError::Superseded,
+            away @ ReadFileError::Fetch(FetchError::Bucket { .. }) => {
+                ReadError::Away { layer: self.object.path().into(), source: Box::new(away) }
+            }
             other => ReadError::Layer { layer: self.object.path().into(), source: Box::new(other) },
         }
     }
@@ -314,9 +317,15 @@ impl Layer {
     async fn layout(&self) -> Result<&Layout, ReadFileError> {
         self.layout
             .get_or_try_init(|| async {
-                let chunk = self.raw_chunk(0, PieceKind::Data, ReadFor::Reader).await?;
-                let block = chunk.first_chunk::<BLOCK_SIZE>().ok_or_else(|| too_short(0, chunk.len()))?;
-                let summary = Summary::decode(block)?;
+                let read = async || {
+                    let chunk = self.raw_chunk(0, PieceKind::Data, ReadFor::Reader).await?;
+                    let block = chunk.first_chunk::<BLOCK_SIZE>().ok_or_else(|| too_short(0, chunk.len()))?;
+                    Ok(Summary::decode(block)?)
+                };
+                let summary = match read().await {
+                    Err(ReadFileError::Damaged(error)) if self.is_only_local(&error) => read().await?,
+                    other => other?,
+                };
                 if summary.name != self.name {
                     return Err(ReadFileError::WrongFile(format!(
                         "the file says that it is {}",
@@ -395,25 +404,44 @@ impl Layer {
             self.warm(layout).await?;
         }
         let kind = kind_of(layout, chunk);
-        let bytes = self.raw_chunk(chunk, kind, reading).await?;
-        self.check_chunk(layout, chunk, &bytes, reading).await?;
+        let checked = async || {
+            let bytes = self.raw_chunk(chunk, kind, reading).await?;
+            self.check_chunk(layout, chunk, &bytes, reading).await.map(|()| bytes)
+        };
+        let bytes = match checked().await {
+            Err(ReadFileError::Damaged(error)) if self.is_only_local(&error) => checked().await?,
+            other => other?,
+        };
         self.object.admit(chunk, kind, reading, bytes.clone());
         Ok(bytes)
     }
 
+    /// Whether it may be only the local copy that is damaged: that goes, and the object is worth another look.
+    fn is_only_local(&self, error: &ReadLayerError) -> bool {
+        let had_copy = self.object.forget_local_copy();
+        if had_copy {
+            tracing::warn!(%error, object = self.object.path(), "the local copy of a layer may be damaged, and goes");
+        }
+        had_copy
+    }
+
     /// Adjacent chunks, checked, for one who reads the layer from one end to the other: what is at hand is used, and nothing that is fetched is kept.
     pub(crate) async fn chunks(&self, layout: &Layout, chunks: Range<u32>) -> Result<Vec<Bytes>, ReadError> {
-        let read = async {
+        let read = async || {
             let loaded = match self.object.load_run_once(chunks.clone()).await {
                 Err(FetchError::Gone(path)) => Err(self.gone(path).await),
                 other => Ok(other?),
             }?;
-            for (chunk, bytes) in chunks.zip(&loaded) {
+            for (chunk, bytes) in chunks.clone().zip(&loaded) {
                 self.check_chunk(layout, chunk, bytes, ReadFor::Scan).await?;
             }
             Ok(loaded)
         };
-        read.await.map_err(|error| self.story(error))
+        let checked = match read().await {
+            Err(ReadFileError::Damaged(error)) if self.is_only_local(&error) => read().await,
+            other => other,
+        };
+        checked.map_err(|error| self.story(error))
     }
 
     /// A checked block of the index, for the same.
@@ -440,13 +468,15 @@ impl Layer {
         &self,
         layout: &Layout,
         chunk: u32,
-        bytes: &[u8],
+        bytes: &Bytes,
         reading: ReadFor,
     ) -> Result<(), ReadFileError> {
         if let Some(table) = layout.checksums() {
+            // What one block needs the next one needs, too; and what was just read may be another thing where it is kept.
+            let mut sums = (chunk, bytes.clone());
             for (index, block) in bytes.chunks_exact(BLOCK_SIZE).enumerate() {
                 let number = chunk * BLOCKS_PER_CHUNK + index as u32;
-                self.check(table, number, as_block(block), reading).await?;
+                self.check(table, number, as_block(block), &mut sums, reading).await?;
             }
         }
         Ok(())
@@ -457,6 +487,7 @@ impl Layer {
         table: ChecksumTable,
         number: u32,
         block: &Block,
+        at_hand: &mut (u32, Bytes),
         reading: ReadFor,
     ) -> Result<(), ReadFileError> {
         if number == 0 {
@@ -466,10 +497,14 @@ impl Layer {
         } else if let Some(sum) = table.locate(number) {
             // From memory when its chunk was admitted, else unchecked: a block of the table checks itself.
             let chunk = sum.table_block / BLOCKS_PER_CHUNK;
-            let bytes = match self.object.in_memory(chunk, PieceKind::Index, reading) {
-                Some(bytes) => bytes,
-                None => self.raw_chunk(chunk, PieceKind::Index, reading).await?,
-            };
+            if at_hand.0 != chunk {
+                let bytes = match self.object.in_memory(chunk, PieceKind::Index, reading) {
+                    Some(bytes) => bytes,
+                    None => self.raw_chunk(chunk, PieceKind::Index, reading).await?,
+                };
+                *at_hand = (chunk, bytes);
+            }
+            let bytes = &at_hand.1;
             let at = (sum.table_block % BLOCKS_PER_CHUNK) as usize * BLOCK_SIZE;
             let sums = bytes.get(at..at + BLOCK_SIZE).ok_or_else(|| too_short(at as u64, bytes.len()))?;
             table.check_table_block(sum.table_block, as_block(sums))?;

@@ -25,6 +25,14 @@ pub trait Bucket: Send + Sync + 'static {
     /// cannot do that by itself moves the bytes through this process.
     async fn copy(&self, from: &str, to: &str) -> Result<ETag, BucketError> {
         let found = self.get(from, None).await?;
+        let (size, length) = (found.meta.size, found.bytes.len() as u64);
+        if length != size {
+            return Err(BucketError::Unavailable {
+                operation: "copy",
+                path: from.into(),
+                source: format!("the answer broke off after {length} of {size} bytes").into(),
+            });
+        }
         self.put(to, Body::Bytes(found.bytes), PutIf::Absent).await
     }
 

@@ -20,7 +20,7 @@ use model::{Generation, Key, Lsn, PgTimestamp, RelTag, SlruKind, TimelineId};
 use crate::cluster::{DB, SPC, no_such_relation};
 use crate::dice::Dice;
 use crate::history::{History, PageThere};
-use crate::ledger::{Ledger, Sure, shard};
+use crate::ledger::{Ledger, Line, Sure, shard};
 use crate::process::Process;
 use crate::world::{World, now};
 
@@ -58,8 +58,7 @@ impl Reader<'_> {
 
     /// Whether what the line was at `lsn` must be readable now.
     pub fn must_be_kept(&self, lsn: Lsn) -> bool {
-        let leases = !self.world.clock_was_ahead();
-        self.ledger.must_keep(self.line, lsn, self.keep, self.world.time(), leases)
+        self.ledger.must_keep(self.line, lsn, self.keep, self.world.time())
     }
 
     /// Whether the engine says now that this can be read.
@@ -220,23 +219,21 @@ impl Reader<'_> {
     /// Where history that is known without gaps begins.
     fn known_from(&self) -> Lsn {
         let mut from = self.timeline.retention().cutoff;
-        let (mut line, mut at) = (self.line, Lsn::MAX);
-        loop {
-            let (parent, began) = {
-                let lines = self.ledger.lines();
-                (lines[line].parent, lines[line].cluster.as_ref().map_or(Lsn(0), |cluster| cluster.tli_from))
+        let (mut timeline, mut at) = (self.timeline.clone(), Lsn::MAX);
+        while let Some((ancestor, began)) = timeline.ancestor() {
+            at = at.min(began);
+            let Some(next) = self.process.tenant().and_then(|tenant| tenant.timeline(ancestor).ok()) else {
+                return from.max(at);
             };
-            let Some(parent) = parent else { return from };
-            (line, at) = (parent, at.min(began));
-            let id = self.ledger.lines()[line].id;
-            let cutoff = self.process.tenant().and_then(|tenant| tenant.timeline(id).ok());
-            from = from.max(cutoff.map_or(at, |timeline| timeline.retention().cutoff.min(at)));
+            from = from.max(next.retention().cutoff.min(at));
+            timeline = next;
         }
+        from
     }
 
     fn any_lsn(&self, dice: &mut Dice, last: Lsn) -> Lsn {
         let (base, cutoff) = (self.history.base, self.timeline.retention().cutoff.min(last));
-        let points = self.ledger.points(self.line, self.world.time(), true);
+        let points = self.ledger.points(self.line, self.world.time());
         match dice.below(8) {
             0 => last,
             1 => base,
@@ -351,6 +348,9 @@ pub fn story(error: &dyn std::error::Error) -> String {
     story
 }
 
+/// What is said of an LSN that is not kept.
+const NOT_KEPT: &str = "before which only branch points, leases and named LSNs can be read";
+
 /// Whether all lines are as they were promised, as the newest owner has them.
 pub fn promises(world: &World, ledger: &Ledger, process: &Process) {
     let Some(tenant) = process.tenant() else { return };
@@ -359,14 +359,21 @@ pub fn promises(world: &World, ledger: &Ledger, process: &Process) {
     for (number, line) in lines.iter().enumerate() {
         let view = views.iter().find(|(id, _)| *id == line.id).map(|(_, view)| view);
         match (line.made, line.deleted, view) {
+            // What a superseded owner put, and promised to nobody, may begin where nothing was kept for it.
+            (Sure::Maybe, _, Some(TimelineView::Broken(reason))) if reason.contains(NOT_KEPT) => {}
             (_, _, Some(TimelineView::Broken(reason))) => {
                 world.violate(|| format!("line {number} is broken: {reason}"));
             }
-            (Sure::Yes, Sure::No, Some(TimelineView::Open(_))) => {}
+            (Sure::Yes, Sure::No, Some(TimelineView::Open(_))) => {
+                if line.archived == Sure::Yes {
+                    world.violate(|| format!("line {number} was archived, and is open"));
+                }
+            }
+            (Sure::Yes, Sure::No, Some(TimelineView::Archived(_))) if line.archived != Sure::No => {}
             (Sure::Yes, Sure::No, _) => {
                 world.violate(|| format!("line {number} was promised, and is not there"));
             }
-            (_, Sure::Yes, Some(TimelineView::Open(_))) => {
+            (_, Sure::Yes, Some(TimelineView::Open(_) | TimelineView::Archived(_))) => {
                 world.violate(|| format!("line {number} was deleted, and is there again"));
             }
             _ => {}
@@ -423,7 +430,8 @@ pub fn bucket(world: &World, ledger: &Ledger, time: SystemTime) {
             world.violate(|| format!("nobody knows what {path} is"));
         }
     }
-    for (number, line) in ledger.lines().iter().enumerate() {
+    let lines = ledger.lines();
+    for (number, line) in lines.iter().enumerate() {
         let tombstone = ObjectPath::Tombstone { tenant: shard(), timeline: line.id }.to_string();
         let is_buried = there.contains(tombstone.as_str());
         if line.deleted == Sure::Yes && !is_buried {
@@ -474,8 +482,8 @@ pub fn bucket(world: &World, ledger: &Ledger, time: SystemTime) {
                 world.violate(|| format!("{path} is missing, and the index of line {number} names it"));
             }
         }
-        for (lsn, until) in line.leases.iter().filter(|(_, until)| *until > time && !world.clock_was_ahead())
-        {
+        line_is_as_promised(world, &lines, number, &index);
+        for (lsn, until) in line.leases.iter().filter(|(_, until)| *until > time) {
             let is_kept = ours.leases.iter().any(|lease| {
                 // The index keeps whole milliseconds or less.
                 lease.lsn == *lsn
@@ -485,6 +493,46 @@ pub fn bucket(world: &World, ledger: &Ledger, time: SystemTime) {
                 world.violate(|| format!("{lsn} of line {number} was leased, and the index does not say so"));
             }
         }
+    }
+}
+
+/// Whether an index says of names, of archiving and of what the line hangs on what was promised.
+fn line_is_as_promised(world: &World, lines: &[Line], number: usize, index: &IndexPart) {
+    let (line, time) = (&lines[number], world.time());
+    let Some(ours) = &index.palimpsest else { return };
+    for (name, promised) in &line.names {
+        let is_over = promised.until.is_some_and(|until| until <= time);
+        match (promised.forgotten, ours.named_lsns.get(name)) {
+            (Sure::No, found) if !is_over && found.is_none_or(|found| found.lsn != promised.lsn) => {
+                world.violate(|| {
+                    format!(
+                        "{} of line {number} was named {name}, and the index does not say so",
+                        promised.lsn
+                    )
+                });
+            }
+            (Sure::Yes, Some(_)) if !promised.prolonged => {
+                world.violate(|| {
+                    format!("the name {name} of line {number} was forgotten, and the index has it")
+                });
+            }
+            _ => {}
+        }
+    }
+    if line.made != Sure::Yes || line.deleted != Sure::No {
+        return;
+    }
+    if (line.archived == Sure::Yes && !index.is_archived())
+        || (line.archived == Sure::No && index.is_archived())
+    {
+        world.violate(|| {
+            format!("line {number} was archived: {:?}, and the index says otherwise", line.archived)
+        });
+    }
+    let ancestor = index.metadata().ancestor_timeline;
+    if !line.unsettled && ancestor != line.parent.map(|parent| lines[parent].id) {
+        world
+            .violate(|| format!("line {number} hangs on {:?}, and the index says {ancestor:?}", line.parent));
     }
 }
 

@@ -6,12 +6,16 @@
 //!
 //! It never ships, and nothing of the engine knows of it.
 //!
-//! Reading order: [`scenario`], [`dice`] (all chance), [`world`] (time, the bucket, faults), [`cluster`] (a Postgres that writes), [`history`],
-//! [`ledger`] (what was asked for and promised), [`process`] (a server), [`run`], [`check`], [`shrink`].
+//! Reading order: [`scenario`], [`dice`] (all chance), [`world`] (time, the bucket, faults), [`doctor`] (layers with a
+//! fault), [`disk`], [`cluster`] (a Postgres that writes), [`history`],
+//! [`ledger`] (what was asked for and promised), [`process`] (a server), [`run`], [`asks`] (what is asked of it), [`check`], [`shrink`].
 
+pub mod asks;
 pub mod check;
 pub mod cluster;
 pub mod dice;
+pub mod disk;
+pub mod doctor;
 pub mod history;
 pub mod ledger;
 pub mod process;

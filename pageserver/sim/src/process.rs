@@ -1,28 +1,29 @@
 //! A process: the engine as a server holds it, and what of a server the engine needs, which is somebody who follows the sources.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use engine::bucket::retry::{BucketMetrics, RetryPolicy, RetryingBucket};
 use engine::budget::TailBudget;
 use engine::chunk_cache::{CacheLimits, ChunkCache, Watermarks};
-use engine::claim::ValidateError;
+use engine::claim::{ClaimedBy, ValidateError};
 use engine::collect::KeepHistory;
 use engine::compact::CompactionPolicy;
-use engine::disk::MemoryDisk;
 use engine::heatmap::{HeatMapPolicy, HeatMaps};
 use engine::ports::Bucket;
-use engine::tenant::{Maintenance, Tenant, Tenants, TimelineView};
+use engine::tenant::{AttachAs, Maintenance, Mode, Phase, Tenant, Tenants, TimelineView};
 use engine::timeline::{Timeline, TimelinePolicy};
 use engine::wal_keeper::WalKeeping;
 use engine::wal_memory::WalMemory;
-use model::Lsn;
+use model::{Lsn, TimelineId};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::dice::Dice;
-use crate::ledger::{Ledger, Sure, shard};
+use crate::disk::{Machine, SimDisk};
+use crate::ledger::{Ledger, Seen, Sure, shard};
 use crate::world::{Planted, ProcessId, SimBucket, SimClock, World};
 
 /// What all processes of a run go by.
@@ -43,8 +44,8 @@ pub struct Settings {
     maintenance: Option<Maintenance>,
     /// Heat maps are saved, and fetched from. That looks around so often that days take long.
     pub heat: bool,
-    /// Bytes of a process's disk.
-    disk: u64,
+    /// Processes have what an operator tells them to attach, in generations that it allocates, and outlive their successors.
+    pub operated: bool,
     /// How often an owner looks whether there is a newer one while it follows a source.
     claims_every: Duration,
     /// Bytes of one message of a source.
@@ -76,7 +77,7 @@ impl Settings {
             max_chain: *dice.pick(&[2, 8, 24]),
             maintenance: dice.permille(800).then(|| maintenance(&mut dice)),
             heat: dice.permille(150),
-            disk: 1 << 30,
+            operated: dice.permille(350),
             claims_every: Duration::from_secs(*dice.pick(&[60, 600])),
             message: *dice.pick(&[300, 8 << 10, 128 << 10]),
         }
@@ -110,8 +111,13 @@ impl Settings {
 /// Small layers and little history, so that much is rewritten.
 fn maintenance(dice: &mut Dice) -> Maintenance {
     let l0_merge = dice.from(2..5) as usize;
-    // Layers, shelves and jobs stand to each other about as they do in use.
     let layer_bytes = *dice.pick(&[16 << 10, 64 << 10, 512 << 10]);
+    // Layers, shelves and jobs stand to each other about as they do in use; in some runs anyhow.
+    let (shelf, job) = if dice.permille(800) {
+        (layer_bytes * dice.from(2..8), layer_bytes * dice.from(8..32))
+    } else {
+        (*dice.pick(&[4 << 10, 64 << 10, 1 << 20]), *dice.pick(&[4 << 10, 64 << 10, 1 << 20]))
+    };
     let compaction = CompactionPolicy {
         l0_merge,
         l0_limit: l0_merge + dice.from(1..4) as usize,
@@ -119,9 +125,9 @@ fn maintenance(dice: &mut Dice) -> Maintenance {
         image_after: *dice.pick(&[0.5, 1.0, 3.0]),
         garbage: *dice.pick(&[0.05, 0.2]),
         little: *dice.pick(&[1, layer_bytes / 8]),
-        shelf_bytes: layer_bytes * dice.from(2..8),
+        shelf_bytes: shelf,
         layer_bytes,
-        job_bytes: layer_bytes * dice.from(8..32),
+        job_bytes: job,
         chain: *dice.pick(&[2, 8, 24]),
     };
     let interval = Duration::from_secs(*dice.pick(&[0, 60, 3_600, 604_800]));
@@ -140,6 +146,8 @@ fn maintenance(dice: &mut Dice) -> Maintenance {
 pub struct Process {
     /// Which.
     pub id: ProcessId,
+    /// Where.
+    pub machine: Arc<Machine>,
     /// The engine.
     pub tenants: Tenants,
     world: Arc<World>,
@@ -151,9 +159,15 @@ pub struct Process {
 
 impl Process {
     /// Begins, with nothing but the bucket.
-    pub fn new(world: &Arc<World>, ledger: &Arc<Ledger>, settings: &Settings) -> Arc<Process> {
+    pub fn new(
+        world: &Arc<World>,
+        ledger: &Arc<Ledger>,
+        settings: &Settings,
+        machine: Arc<Machine>,
+    ) -> Arc<Process> {
         let id = world.new_process();
-        let disk = Arc::new(MemoryDisk::new(settings.disk));
+        machine.crash(&mut Dice::new(world.seed() ^ id as u64, "crash"));
+        let disk = Arc::new(SimDisk::new(Arc::clone(&machine), Arc::clone(world), id));
         let bucket: Arc<dyn Bucket> = Arc::new(SimBucket::new(Arc::clone(world), id));
         let policy = RetryPolicy { spread_from: id as u64, ..RetryPolicy::default() };
         let bucket: Arc<dyn Bucket> =
@@ -166,6 +180,7 @@ impl Process {
         world.tell(|| format!("p{id} starts"));
         let process = Arc::new(Process {
             id,
+            machine,
             tenants,
             world: Arc::clone(world),
             ledger: Arc::clone(ledger),
@@ -220,12 +235,9 @@ impl Process {
 
     /// Claims the tenant and opens its timelines; then follows their sources. `false` when that is not to be: the process ends.
     pub async fn attach(self: &Arc<Self>) -> bool {
-        if let Err(error) = self.tenants.attach(shard()).await {
-            self.world.tell(|| format!("p{} cannot attach: {error:?}", self.id));
-            return false;
-        }
-        self.end_when_superseded();
-        let Some(tenant) = self.tenant() else { return false };
+        let attached =
+            if self.settings.operated { self.attach_as_told().await } else { self.attach_alone().await };
+        let Some(tenant) = attached else { return false };
         self.world
             .tell(|| format!("p{} owns the tenant as generation {}", self.id, tenant.claim().generation()));
         for (id, view) in tenant.views() {
@@ -238,6 +250,76 @@ impl Process {
             }
         }
         true
+    }
+
+    async fn attach_alone(self: &Arc<Self>) -> Option<Arc<Tenant>> {
+        if let Err(error) = self.tenants.attach(shard()).await {
+            self.world.tell(|| format!("p{} cannot attach: {error:?}", self.id));
+            return None;
+        }
+        self.end_when_superseded();
+        self.tenant()
+    }
+
+    /// As an operator has it, which may let the owner before go on being read for a while.
+    async fn attach_as_told(self: &Arc<Self>) -> Option<Arc<Tenant>> {
+        let generation = self.world.next_generation();
+        let mut dice = Dice::new(self.world.seed() ^ u64::from(generation.0), "mode");
+        let multi_for = dice.permille(300).then(|| Duration::from_secs(dice.from(1..60)));
+        let mode = if multi_for.is_some() { Mode::Multi } else { Mode::Single };
+        let by = ClaimedBy {
+            pool_uid: "pool".into(),
+            pod: format!("pod-{}", self.id),
+            pod_uid: format!("pod-{}", self.id),
+            instance: format!("instance-{}", self.id),
+            attempt: format!("attempt-{generation}"),
+        };
+        let wanted = AttachAs { shard: shard(), generation, mode, by, config: None };
+        let tenant = match self.tenants.attach_as(wanted).await {
+            Ok(tenant) => tenant,
+            Err(error) => {
+                self.world.tell(|| format!("p{} cannot attach generation {generation}: {error:?}", self.id));
+                return None;
+            }
+        };
+        if let Some(time) = multi_for {
+            let (this, tenant) = (Arc::clone(self), Arc::clone(&tenant));
+            self.spawn(async move {
+                tokio::time::sleep(time).await;
+                this.tenants.set_mode(&tenant, Mode::Single);
+            });
+        }
+        let hold = self.tenants.opened(&tenant).await;
+        (hold.phase == Phase::Active).then_some(tenant)
+    }
+
+    /// Ends in order.
+    pub async fn end(&self) {
+        match self.tenant().filter(|_| self.settings.operated) {
+            Some(tenant) => {
+                let generation = tenant.claim().generation();
+                self.tenants.detach(shard(), generation, Some(Duration::from_mins(1))).await;
+            }
+            None => drop(self.tenants.shut_down(Duration::from_mins(1)).await),
+        }
+        self.kill();
+    }
+
+    /// How the timelines are that it has.
+    pub fn seen(&self) -> BTreeMap<TimelineId, Seen> {
+        let views = self.tenant().map(|tenant| tenant.views()).unwrap_or_default();
+        let seen = views.into_iter().filter_map(|(id, view)| match view {
+            TimelineView::Open(open) => {
+                let ancestor = open.ancestor().map(|(ancestor, _)| ancestor);
+                Some((id, Seen { ancestor, archived: false }))
+            }
+            TimelineView::Archived(archived) => {
+                let ancestor = archived.ancestor.map(|(ancestor, _)| ancestor);
+                Some((id, Seen { ancestor, archived: true }))
+            }
+            _ => None,
+        });
+        seen.collect()
     }
 
     /// As a server on its own does.
@@ -254,7 +336,7 @@ impl Process {
 
     /// Follows the source of a timeline as long as both are there.
     pub fn follow(self: &Arc<Self>, line: usize, timeline: Timeline) {
-        if let Some((_, at)) = timeline.ancestor()
+        if let Some(at) = timeline.facts().branched_at
             && let Err(broken) = self.ledger.begins_at(line, at)
         {
             return self.world.violate(|| broken.0);
@@ -263,7 +345,12 @@ impl Process {
         self.spawn(async move {
             while !timeline.is_stopped() {
                 this.world.go_on(this.id).await;
-                if this.world.reaches_source(this.id) {
+                let Some(mode) = this.tenant().map(|tenant| tenant.mode()) else { return };
+                if mode == Mode::Stale {
+                    return;
+                }
+                // While another may have the source's slot, it is left alone.
+                if mode == Mode::Single && this.world.reaches_source(this.id) {
                     match this.connection(line, &timeline).await {
                         Ok(()) => return,
                         Err(reason) => {
@@ -290,7 +377,7 @@ impl Process {
         let switch = {
             let lines = self.ledger.lines();
             let cluster = lines[line].cluster.as_ref();
-            cluster.filter(|_| lines[line].parent.is_some()).map(|cluster| (cluster.tli, cluster.tli_from))
+            cluster.filter(|_| lines[line].born_of.is_some()).map(|cluster| (cluster.tli, cluster.tli_from))
         };
         if let Some((tli, from)) = switch {
             timeline.begin_at_branch_point(tli).await.map_err(|error| error.to_string())?;
@@ -324,6 +411,7 @@ impl Process {
                     tokio::time::sleep(Duration::from_millis(1)).await;
                     let end = from.add(bytes.len() as u64);
                     self.ledger.took(line, claim.generation(), end);
+                    timeline.note_source_time(self.world.pg_time());
                     timeline.append_wal(from, tli, bytes).await.map_err(|error| error.to_string())?;
                 }
                 Ok(None) => tokio::select! {

@@ -1,31 +1,36 @@
 //! Playing a scenario.
 
 use std::fmt::Write as _;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use engine::as_of::ReadError;
 use engine::import::LayerOut as _;
 use engine::import_session::{ImportPlan, ImportedBase};
-use engine::tenant::{BranchPoint, ChangeError, NotFound};
+use engine::tenant::{ChangeError, Mode};
 use engine::timeline::Timeline;
-use engine::timeline::lease::{LeaseError, OutOfHistory};
-use model::{Key, Lsn, PgMajor, PgTimestamp, Tli, WalSegmentSize};
+use model::{Key, Lsn, PgMajor, Tli, WalSegmentSize};
 use tokio::time::Instant;
 
+use crate::asks::Reading;
 use crate::check::{self, Reader, story};
 use crate::cluster::{Base, Cluster, SEGMENT, SYSTEM};
 use crate::dice::Dice;
+use crate::disk::Machine;
 use crate::ledger::{Ledger, Sure, shard};
 use crate::process::{Process, Settings};
-use crate::scenario::{Point, Scenario, What};
+use crate::scenario::{Scenario, What};
 use crate::world::{Counts, Planted, World};
 
 /// How long what is under way may take once nothing stands in its way.
 const PATIENCE: Duration = Duration::from_hours(3);
 
+/// How long nothing comes until layers must be at rest, and how often they may be rewritten in that time, since a cutoff may still move.
+const REST: Duration = Duration::from_mins(20);
+const MOST_JOBS_AT_REST: u64 = 100;
+
 /// Lines that a run has at most: reading them all is what a run takes its time for.
-const MOST_LINES: usize = 8;
+pub(crate) const MOST_LINES: usize = 8;
 
 /// How a run went.
 #[derive(Clone, Debug)]
@@ -60,10 +65,11 @@ pub fn play(scenario: &Scenario, planted: Option<Planted>, tells: bool) -> Repor
     })
 }
 
-struct Run {
-    world: Arc<World>,
-    ledger: Arc<Ledger>,
-    settings: Settings,
+/// A run on its way.
+pub(crate) struct Run {
+    pub(crate) world: Arc<World>,
+    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) settings: Settings,
     /// All that ever were; the last one is the newest.
     processes: Mutex<Vec<Arc<Process>>>,
     /// A process is about to start.
@@ -84,7 +90,10 @@ impl Run {
             processes: Mutex::default(),
             starting: Mutex::new(0),
         });
-        run.start().await;
+        run.start(None).await;
+        if let Some(process) = run.newest() {
+            run.to_be_single(&process).await;
+        }
         let process = run.newest().expect("nothing is in its way yet");
         match run.import(&process, pg, base).await {
             Ok(timeline) => {
@@ -127,10 +136,15 @@ impl Run {
         self.processes().into_iter().rev().find(|process| process.is_alive())
     }
 
-    /// Starts a process; answers when it has the tenant, or is gone.
-    async fn start(self: &Arc<Self>) {
+    /// Starts a process, on the machine of one that died or on another; answers when it has the tenant, or is gone.
+    async fn start(self: &Arc<Self>, machine: Option<Arc<Machine>>) {
         *self.starting.lock().expect("no holder panics") += 1;
-        let process = Process::new(&self.world, &self.ledger, &self.settings);
+        // A machine has one process at a time.
+        let is_free = |machine: &Arc<Machine>| {
+            !self.processes().iter().any(|other| other.is_alive() && Arc::ptr_eq(&other.machine, machine))
+        };
+        let machine = machine.filter(is_free).unwrap_or_default();
+        let process = Process::new(&self.world, &self.ledger, &self.settings, machine);
         self.processes.lock().expect("no holder panics").push(Arc::clone(&process));
         let (done, attached) = tokio::sync::oneshot::channel();
         let attaching = Arc::clone(&process);
@@ -147,8 +161,31 @@ impl Run {
         let this = Arc::clone(self);
         tokio::spawn(async move {
             tokio::time::sleep(away).await;
-            this.start().await;
+            this.start(None).await;
         });
+    }
+
+    /// The newest process is attached anew, without ending.
+    fn attach_again(self: &Arc<Self>, process: Arc<Process>) {
+        let this = Arc::clone(self);
+        *this.starting.lock().expect("no holder panics") += 1;
+        tokio::spawn(async move {
+            let (done, attached) = tokio::sync::oneshot::channel();
+            let attaching = Arc::clone(&process);
+            process.spawn(async move {
+                let _ = done.send(attaching.attach().await);
+            });
+            if !attached.await.unwrap_or(false) {
+                process.kill();
+            }
+            *this.starting.lock().expect("no holder panics") -= 1;
+        });
+    }
+
+    /// Waits until nobody else may read any more what a process has.
+    async fn to_be_single(&self, process: &Process) {
+        let Some(mut hold) = process.tenant().map(|tenant| tenant.hold()) else { return };
+        let _ = hold.wait_for(|hold| hold.mode != Mode::Multi).await;
     }
 
     async fn play(self: &Arc<Self>, scenario: &Scenario) {
@@ -174,7 +211,7 @@ impl Run {
         usize::from(number) % self.ledger.count()
     }
 
-    fn timeline(process: &Process, line: usize, ledger: &Ledger) -> Option<Timeline> {
+    pub(crate) fn timeline(process: &Process, line: usize, ledger: &Ledger) -> Option<Timeline> {
         let id = ledger.lines()[line].id;
         process.tenant()?.timeline(id).ok()
     }
@@ -208,12 +245,25 @@ impl Run {
             What::Branch { parent, point } => self.branch(&process, self.line(parent), point),
             What::Delete { timeline } => self.delete(&process, self.line(timeline)),
             What::Revive { timeline } => self.revive(&process, self.line(timeline)),
+            What::Archive { timeline } => self.archive(&process, self.line(timeline)),
+            What::Unarchive { timeline } => self.unarchive(&process, self.line(timeline)),
+            What::Detach { timeline } => self.detach(&process, self.line(timeline)),
+            What::Name { timeline, part, minutes } => {
+                let length = (minutes > 0).then(|| Duration::from_mins(minutes.into()));
+                self.name(&process, self.line(timeline), part, length);
+            }
+            What::Forget { timeline, which } => self.forget(&process, self.line(timeline), which),
             What::Lease { timeline, part, minutes } => {
                 self.lease(&process, self.line(timeline), part, Duration::from_mins(1 + u64::from(minutes)));
             }
             What::Read { timeline, count, salt } => {
                 self.world.did("read");
-                self.compare(&process, self.line(timeline), salt, Reading::Some(count.into()));
+                self.compare(
+                    &self.reader(process, salt),
+                    self.line(timeline),
+                    salt,
+                    Reading::Some(count.into()),
+                );
             }
             What::LsnAt { timeline, salt } => {
                 self.world.did("look up a time");
@@ -223,9 +273,8 @@ impl Run {
                 self.world.befell("restart");
                 let this = Arc::clone(self);
                 tokio::spawn(async move {
-                    process.tenants.shut_down(Duration::from_mins(1)).await;
-                    process.kill();
-                    this.start().await;
+                    process.end().await;
+                    this.start(Some(Arc::clone(&process.machine))).await;
                 });
             }
             What::Crash { requests, away } => {
@@ -235,12 +284,22 @@ impl Run {
                 tokio::spawn(async move {
                     tokio::time::sleep(ms(away)).await;
                     process.kill();
-                    this.start().await;
+                    this.start(Some(Arc::clone(&process.machine))).await;
                 });
+            }
+            What::TakeOver
+                if self.settings.operated && self.world.elapsed().as_millis().is_multiple_of(3) =>
+            {
+                self.world.befell("attached anew");
+                self.attach_again(process);
             }
             What::TakeOver => {
                 self.world.befell("take-over");
                 self.start_in(Duration::ZERO);
+            }
+            What::Disk { trouble, ms: time } => {
+                self.world.befell("disk in trouble");
+                self.world.trouble_disk(process.id, trouble, ms(time));
             }
             What::Pause { ms: time } => {
                 self.world.befell("pause");
@@ -262,6 +321,16 @@ impl Run {
         }
     }
 
+    /// Now and then, one that is not the newest is read from.
+    fn reader(&self, newest: Arc<Process>, salt: u32) -> Arc<Process> {
+        let mut alive = self.processes();
+        alive.retain(|process| process.is_alive() && process.tenant().is_some());
+        if salt.is_multiple_of(5) && !alive.is_empty() {
+            return alive.swap_remove(salt as usize / 5 % alive.len());
+        }
+        newest
+    }
+
     fn write(&self, line: usize, records: u16, salt: u32) {
         self.world.did("write");
         let now = self.world.pg_time();
@@ -270,189 +339,6 @@ impl Run {
             cluster.write(records.into(), &mut dice, now);
         }
         self.ledger.moved.notify_waiters();
-    }
-
-    fn branch(self: &Arc<Self>, process: &Arc<Process>, parent: usize, point: Point) {
-        let Some(theirs) = Self::timeline(process, parent, &self.ledger) else { return };
-        if self.ledger.count() >= MOST_LINES || self.ledger.lines()[parent].cluster.is_none() {
-            return;
-        }
-        self.world.did("branch");
-        let last = theirs.last_record_lsn();
-        let (point, wanted) = {
-            let lines = self.ledger.lines();
-            let Some(cluster) = &lines[parent].cluster else { return };
-            let history = &cluster.history;
-            let part = |part: u16| {
-                let base = history.base;
-                history.record_end_at(Lsn(base.0 + last.since(base) * u64::from(part) / 1000))
-            };
-            match point {
-                Point::Tip => (BranchPoint::Tip, None),
-                Point::Lsn(at) => (BranchPoint::Lsn(part(at)), Some(part(at))),
-                Point::Time(at) => {
-                    let time = history
-                        .commits
-                        .get(history.commits.len() * usize::from(at) / 1001)
-                        .map(|(_, at)| *at);
-                    (BranchPoint::Time(time.unwrap_or(PgTimestamp(1 << 40))), None)
-                }
-            }
-        };
-        let (line, id) = self.ledger.ask_for_branch(parent);
-        let parent_id = self.ledger.lines()[parent].id;
-        let (this, process) = (Arc::clone(self), Arc::clone(process));
-        let asked = Instant::now();
-        process.clone().spawn(async move {
-            match process.tenants.branch(shard().tenant, id, parent_id, point).await {
-                Ok(timeline) => {
-                    let at = timeline.ancestor().map(|(_, at)| at);
-                    if let (Some(wanted), Some(at)) = (wanted, at)
-                        && at != wanted
-                    {
-                        this.world
-                            .violate(|| format!("line {line} was asked for at {wanted}, and begins at {at}"));
-                    }
-                    if process.promised("branch", asked) {
-                        this.world.tell(|| format!("line {line} was promised, from line {parent} at {at:?}"));
-                        process.follow(line, timeline);
-                        this.ledger.lines()[line].made = Sure::Yes;
-                    }
-                }
-                Err(error) => {
-                    this.world.tell(|| format!("line {line} was not promised: {}", story(&error)));
-                    let is_wrong = match &error {
-                        ChangeError::Refused(_) => wanted.is_some(),
-                        ChangeError::Read(ReadError::BehindCutoff { asked, .. }) => {
-                            this.must_keep(parent, *asked)
-                        }
-                        ChangeError::Conflict(_) | ChangeError::Buried(_) => true,
-                        _ => false,
-                    };
-                    if is_wrong && process.is_alive() {
-                        this.world.violate(|| format!("line {line} was refused: {}", story(&error)));
-                    }
-                }
-            }
-        });
-    }
-
-    fn delete(self: &Arc<Self>, process: &Arc<Process>, line: usize) {
-        if line == 0 {
-            return; // all else branches from it
-        }
-        self.world.did("delete");
-        let id = self.ledger.lines()[line].id;
-        {
-            let line = &mut self.ledger.lines()[line];
-            line.deleted = if line.deleted == Sure::Yes { Sure::Yes } else { Sure::Maybe };
-        }
-        let (this, process) = (Arc::clone(self), Arc::clone(process));
-        let asked = Instant::now();
-        process.clone().spawn(async move {
-            match process.tenants.delete_timeline(shard().tenant, id, async {}).await {
-                Ok(()) => {
-                    if process.promised("deletion", asked) {
-                        this.world.tell(|| format!("line {line} was deleted"));
-                        this.ledger.lines()[line].deleted = Sure::Yes;
-                    }
-                }
-                Err(error) => {
-                    this.world.tell(|| format!("line {line} was not deleted: {}", story(&error)));
-                    // Nothing was begun: it stays as it was, if nobody else asks.
-                    let was_refused = matches!(
-                        error,
-                        ChangeError::HasChildren(..)
-                            | ChangeError::NotFound(NotFound::Tenant(_) | NotFound::Loading(_))
-                            | ChangeError::Stale(_)
-                    );
-                    let mut lines = this.ledger.lines();
-                    if was_refused && lines[line].deleted == Sure::Maybe && !lines[line].deletion_begun {
-                        lines[line].deleted = Sure::No;
-                    } else {
-                        lines[line].deletion_begun = true;
-                    }
-                }
-            }
-        });
-    }
-
-    /// A name that was deleted is never used again.
-    fn revive(self: &Arc<Self>, process: &Arc<Process>, line: usize) {
-        let (id, parent) = {
-            let lines = self.ledger.lines();
-            let Some(parent) = lines[line].parent.filter(|_| lines[line].deleted == Sure::Yes) else {
-                return;
-            };
-            (lines[line].id, lines[parent].id)
-        };
-        self.world.did("ask for what was deleted");
-        let (this, process) = (Arc::clone(self), Arc::clone(process));
-        process.clone().spawn(async move {
-            let again = process.tenants.branch(shard().tenant, id, parent, BranchPoint::Tip).await;
-            if again.is_ok() && process.is_alive() {
-                this.world.violate(|| format!("line {line} was deleted, and was made again"));
-            }
-        });
-    }
-
-    fn lease(self: &Arc<Self>, process: &Arc<Process>, line: usize, part: u16, length: Duration) {
-        let Some(timeline) = Self::timeline(process, line, &self.ledger) else { return };
-        self.world.did("lease");
-        let base = timeline.readable_from();
-        let lsn = Lsn(base.0 + timeline.last_record_lsn().since(base) * u64::from(part) / 1000);
-        let lsn = match &self.ledger.lines()[line].cluster {
-            Some(cluster) => cluster.history.record_end_at(lsn),
-            None => return,
-        };
-        let (this, process) = (Arc::clone(self), Arc::clone(process));
-        let asked = Instant::now();
-        process.clone().spawn(async move {
-            let now = this.world.time_of(process.id);
-            match timeline.lease_lsn(lsn, length, now).await {
-                Ok(until) => {
-                    if process.promised("lease", asked) {
-                        let lsn = lsn.normalized(SEGMENT);
-                        this.ledger.lines()[line].leases.push((lsn, until));
-                    }
-                }
-                Err(LeaseError::OutOfHistory(OutOfHistory::TooOld { .. })) => {
-                    if this.must_keep(line, lsn) && process.is_alive() {
-                        this.world.violate(|| format!("{lsn} of line {line} is too old to be leased"));
-                    }
-                }
-                Err(LeaseError::OutOfHistory(OutOfHistory::Future { .. }) | LeaseError::NoPostgres) => {
-                    this.world.violate(|| format!("{lsn} of line {line} was not leased"));
-                }
-                Err(_) => {}
-            }
-        });
-    }
-
-    fn compare(self: &Arc<Self>, process: &Arc<Process>, line: usize, salt: u32, reading: Reading) {
-        let Some(timeline) = Self::timeline(process, line, &self.ledger) else { return };
-        let Some(history) = self.ledger.lines()[line].cluster.as_ref().map(|cluster| cluster.history.clone())
-        else {
-            return;
-        };
-        let (this, process) = (Arc::clone(self), Arc::clone(process));
-        process.clone().spawn(async move {
-            let mut dice = Dice::new(this.world.seed() ^ u64::from(salt), "read");
-            let reader = Reader {
-                world: &this.world,
-                process: &process,
-                line,
-                timeline: &timeline,
-                history: &history,
-                ledger: &this.ledger,
-                keep: this.settings.keep(),
-                must_answer: false,
-            };
-            match reading {
-                Reading::Some(count) => reader.some(count, &mut dice).await,
-                Reading::Times => reader.times(&mut dice).await,
-            }
-        });
     }
 
     /// Ends all faults, waits for what is under way, and looks at everything.
@@ -479,7 +365,15 @@ impl Run {
             if *self.starting.lock().expect("no holder panics") == 0 {
                 match self.newest() {
                     None => self.start_in(Duration::ZERO),
-                    Some(process) if self.has_all(&process) => return Some(process),
+                    Some(process) if self.has_all(&process) => {
+                        self.ledger.settle(
+                            process.id,
+                            &process.seen(),
+                            self.settings.keep(),
+                            self.world.time(),
+                        );
+                        return Some(process);
+                    }
                     Some(_) => {}
                 }
             }
@@ -495,11 +389,14 @@ impl Run {
             let timeline = Self::timeline(&process, line, &self.ledger);
             let lines = self.ledger.lines();
             let wanted = lines[line].cluster.as_ref().map(|cluster| cluster.history.end());
-            let (made, deleted) = (lines[line].made, lines[line].deleted);
+            let (made, deleted, archived) = (lines[line].made, lines[line].deleted, lines[line].archived);
             drop(lines);
             let has = timeline
                 .map(|timeline| (timeline.last_record_lsn(), timeline.received(), timeline.trouble()));
-            let _ = write!(missing, "; line {line} made {made:?} deleted {deleted:?}: {has:?} of {wanted:?}");
+            let _ = write!(
+                missing,
+                "; line {line} made {made:?} deleted {deleted:?} archived {archived:?}: {has:?} of {wanted:?}"
+            );
         }
         missing
     }
@@ -511,12 +408,19 @@ impl Run {
             process.kill();
             return false;
         }
+        if tenant.mode() != Mode::Single || self.ledger.waits_for(process.id) {
+            return false;
+        }
         (0..self.ledger.count()).all(|line| {
             let timeline = Self::timeline(process, line, &self.ledger);
             let lines = self.ledger.lines();
             match (timeline, &lines[line].cluster) {
                 (Some(timeline), Some(cluster)) => timeline.last_record_lsn() >= cluster.history.end(),
-                _ => lines[line].made != Sure::Yes || lines[line].deleted != Sure::No,
+                _ => {
+                    lines[line].made != Sure::Yes
+                        || lines[line].deleted != Sure::No
+                        || lines[line].archived != Sure::No
+                }
             }
         })
     }
@@ -551,9 +455,8 @@ impl Run {
         }
     }
 
-    fn must_keep(&self, line: usize, lsn: Lsn) -> bool {
-        let leases = !self.world.clock_was_ahead();
-        self.ledger.must_keep(line, lsn, self.settings.keep(), self.world.time(), leases)
+    pub(crate) fn must_keep(&self, line: usize, lsn: Lsn) -> bool {
+        self.ledger.must_keep(line, lsn, self.settings.keep(), self.world.time())
     }
 
     fn now(&self) -> SystemTime {
@@ -584,10 +487,13 @@ impl Run {
         };
         // Whatever was on its way has arrived by then.
         tokio::time::sleep(Duration::from_hours(2)).await;
-        self.start().await;
+        self.start(None).await;
         let Some(process) = self.newest() else {
             return self.world.violate(|| "the tenant cannot be opened from the bucket alone".into());
         };
+        self.to_be_single(&process).await;
+        check::promises(&self.world, &self.ledger, &process);
+        self.unarchive_all(&process).await;
         for (line, end) in promised {
             let Some(timeline) = Self::timeline(&process, line, &self.ledger) else { continue };
             let last = timeline.last_record_lsn();
@@ -603,9 +509,47 @@ impl Run {
         self.leave_nothing_behind(&process).await;
     }
 
+    /// What is archived is opened again, ancestors first.
+    async fn unarchive_all(&self, process: &Arc<Process>) {
+        let mut refused = String::new();
+        for _ in 0..=self.ledger.count() {
+            let Some(tenant) = process.tenant() else { return };
+            let archived = tenant.archived();
+            if archived.is_empty() {
+                return;
+            }
+            for archived in archived {
+                let opened = process.tenants.unarchive_timeline(shard().tenant, archived.timeline).await;
+                match (opened, self.ledger.number_of(archived.timeline)) {
+                    (Ok(timeline), Some(line)) => {
+                        self.ledger.lines()[line].archived = Sure::No;
+                        process.follow(line, timeline);
+                    }
+                    (Err(error), _) => refused = story(&error),
+                    (Ok(_), None) => {}
+                }
+            }
+        }
+        self.world.violate(|| format!("what was archived cannot be opened from the bucket alone: {refused}"));
+    }
+
+    /// Where nothing comes any more, layers are rewritten no more.
+    async fn comes_to_rest(&self, process: &Process) {
+        let jobs = || process.tenants.maintenance().jobs.load(Ordering::Relaxed);
+        let before = jobs();
+        tokio::time::sleep(REST).await;
+        let since = jobs() - before;
+        if since > MOST_JOBS_AT_REST {
+            self.world.violate(|| {
+                format!("{since} times layers were rewritten in {REST:?}, in which nothing came")
+            });
+        }
+    }
+
     /// What nothing names goes; all that stays is named.
     async fn leave_nothing_behind(&self, process: &Arc<Process>) {
         tokio::time::sleep(Duration::from_mins(10)).await;
+        self.comes_to_rest(process).await;
         let Some(tenant) = process.tenant() else { return };
         if self.world.violation().is_some() {
             return;
@@ -620,10 +564,4 @@ impl Run {
         check::orphans(&self.world, &self.ledger, tenant.claim().generation());
         self.check_all(process, 1).await;
     }
-}
-
-#[derive(Clone, Copy)]
-enum Reading {
-    Some(u64),
-    Times,
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::dice::Dice;
+use crate::world::DiskTrouble;
 
 /// A run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,8 +52,18 @@ pub enum What {
     Delete { timeline: u8 },
     /// A timeline that was deleted is asked for again, as by one who does not know.
     Revive { timeline: u8 },
+    /// A timeline is to be in the bucket only.
+    Archive { timeline: u8 },
+    /// A timeline is to be read again.
+    Unarchive { timeline: u8 },
+    /// A branch is to stand alone.
+    Detach { timeline: u8 },
     /// An LSN of a timeline is leased.
     Lease { timeline: u8, part: u16, minutes: u16 },
+    /// An LSN of a timeline gets a name, for good if for no minutes; or the last one that it has is to last longer.
+    Name { timeline: u8, part: u16, minutes: u16 },
+    /// One of a timeline's names is to be forgotten.
+    Forget { timeline: u8, which: u8 },
     /// Pages and sizes are read and compared.
     Read { timeline: u8, count: u8, salt: u32 },
     /// Times are looked up and compared.
@@ -61,7 +72,7 @@ pub enum What {
     Restart,
     /// The newest process dies at its n-th request to the bucket from now; another one starts some milliseconds later.
     Crash { requests: u16, away: u32 },
-    /// Another process starts while the newest one runs.
+    /// Another process starts while the newest one runs, or that one is attached anew.
     TakeOver,
     /// The newest process stands still.
     Pause { ms: u32 },
@@ -71,6 +82,8 @@ pub enum What {
     NoSource { ms: u32 },
     /// The bucket answers nobody, or only that it is unavailable.
     Outage { ms: u32, silent: bool },
+    /// The disk of the newest process is in trouble.
+    Disk { trouble: DiskTrouble, ms: u32 },
     /// The next request of a kind meets with a fault.
     Fault { class: Class, fault: Fault },
     /// The wall clock of the newest process, and of those after it, jumps.
@@ -130,7 +143,12 @@ enum Thing {
     Branch,
     Delete,
     Revive,
+    Archive,
+    Unarchive,
+    Detach,
     Lease,
+    Name,
+    Forget,
     Read,
     LsnAt,
     Restart,
@@ -140,6 +158,7 @@ enum Thing {
     CutOff,
     NoSource,
     Outage,
+    Disk,
     Fault,
     Clock,
     Quiet,
@@ -162,7 +181,16 @@ impl Mood {
         sometimes(dice, 700, 10, Thing::Branch);
         sometimes(dice, 400, 4, Thing::Delete);
         sometimes(dice, 400, 4, Thing::Revive);
+        if dice.permille(400) {
+            sometimes(dice, 1000, 4, Thing::Archive);
+            sometimes(dice, 1000, 6, Thing::Unarchive);
+        }
+        sometimes(dice, 400, 5, Thing::Detach);
         sometimes(dice, 400, 5, Thing::Lease);
+        if dice.permille(400) {
+            sometimes(dice, 1000, 6, Thing::Name);
+            sometimes(dice, 500, 3, Thing::Forget);
+        }
         sometimes(dice, 500, 4, Thing::LsnAt);
         sometimes(dice, 400, 4, Thing::Restart);
         sometimes(dice, 600, 8, Thing::Crash);
@@ -171,6 +199,7 @@ impl Mood {
         sometimes(dice, 300, 4, Thing::CutOff);
         sometimes(dice, 200, 4, Thing::NoSource);
         sometimes(dice, 300, 4, Thing::Outage);
+        sometimes(dice, 300, 4, Thing::Disk);
         sometimes(dice, 700, 40, Thing::Fault);
         sometimes(dice, 200, 3, Thing::Clock);
         let faults: Vec<(u64, u8)> =
@@ -202,6 +231,14 @@ impl Mood {
             }
             Thing::Delete => What::Delete { timeline },
             Thing::Revive => What::Revive { timeline },
+            Thing::Archive => What::Archive { timeline },
+            Thing::Unarchive => What::Unarchive { timeline },
+            Thing::Detach => What::Detach { timeline },
+            Thing::Name => {
+                let minutes = if dice.permille(500) { dice.skewed(6000) as u16 } else { 0 };
+                What::Name { timeline, part: dice.below(1001) as u16, minutes }
+            }
+            Thing::Forget => What::Forget { timeline, which: dice.below(4) as u8 },
             Thing::Lease => {
                 What::Lease { timeline, part: dice.below(1001) as u16, minutes: dice.skewed(6000) as u16 }
             }
@@ -216,6 +253,10 @@ impl Mood {
             Thing::CutOff => What::CutOff { ms: while_ms(dice) },
             Thing::NoSource => What::NoSource { ms: while_ms(dice) },
             Thing::Outage => What::Outage { ms: while_ms(dice), silent: dice.permille(500) },
+            Thing::Disk => {
+                let (trouble, _) = dice.pick(&TROUBLES);
+                What::Disk { trouble: *trouble, ms: while_ms(dice) }
+            }
             Thing::Fault => {
                 let ms = while_ms(dice);
                 let fault = match dice.weighted(&self.faults) {
@@ -265,6 +306,9 @@ const CLASSES: [(Class, &str); 9] = [
     (Class::Delete, "delete"),
 ];
 
+const TROUBLES: [(DiskTrouble, &str); 3] =
+    [(DiskTrouble::Full, "full"), (DiskTrouble::Failing, "failing"), (DiskTrouble::Rotting, "rotting")];
+
 impl fmt::Display for What {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
@@ -278,7 +322,12 @@ impl fmt::Display for What {
             },
             What::Delete { timeline } => write!(f, "delete {timeline}"),
             What::Revive { timeline } => write!(f, "revive {timeline}"),
+            What::Archive { timeline } => write!(f, "archive {timeline}"),
+            What::Unarchive { timeline } => write!(f, "unarchive {timeline}"),
+            What::Detach { timeline } => write!(f, "detach {timeline}"),
             What::Lease { timeline, part, minutes } => write!(f, "lease {timeline} {part} {minutes}"),
+            What::Name { timeline, part, minutes } => write!(f, "name {timeline} {part} {minutes}"),
+            What::Forget { timeline, which } => write!(f, "forget {timeline} {which}"),
             What::Read { timeline, count, salt } => write!(f, "read {timeline} {count} {salt}"),
             What::LsnAt { timeline, salt } => write!(f, "lsn-at {timeline} {salt}"),
             What::Restart => write!(f, "restart"),
@@ -289,6 +338,10 @@ impl fmt::Display for What {
             What::NoSource { ms } => write!(f, "no-source {ms}"),
             What::Outage { ms, silent } => {
                 write!(f, "outage {ms} {}", if silent { "silent" } else { "refusing" })
+            }
+            What::Disk { trouble, ms } => {
+                let known = TROUBLES.iter().find(|(known, _)| *known == trouble);
+                write!(f, "disk {} {ms}", known.map_or("full", |(_, name)| name))
             }
             What::Fault { class, fault } => {
                 let class = CLASSES.iter().find(|(known, _)| *known == class).map_or("any", |(_, name)| name);
@@ -351,6 +404,11 @@ fn parse_what(line: &str) -> Option<What> {
         }
         "delete" => What::Delete { timeline: words.number()? },
         "revive" => What::Revive { timeline: words.number()? },
+        "archive" => What::Archive { timeline: words.number()? },
+        "unarchive" => What::Unarchive { timeline: words.number()? },
+        "detach" => What::Detach { timeline: words.number()? },
+        "name" => What::Name { timeline: words.number()?, part: words.number()?, minutes: words.number()? },
+        "forget" => What::Forget { timeline: words.number()?, which: words.number()? },
         "lease" => What::Lease { timeline: words.number()?, part: words.number()?, minutes: words.number()? },
         "read" => What::Read { timeline: words.number()?, count: words.number()?, salt: words.number()? },
         "lsn-at" => What::LsnAt { timeline: words.number()?, salt: words.number()? },
@@ -361,6 +419,11 @@ fn parse_what(line: &str) -> Option<What> {
         "cut-off" => What::CutOff { ms: words.number()? },
         "no-source" => What::NoSource { ms: words.number()? },
         "outage" => What::Outage { ms: words.number()?, silent: words.word()? == "silent" },
+        "disk" => {
+            let name = words.word()?;
+            let trouble = TROUBLES.iter().find(|(_, known)| *known == name)?.0;
+            What::Disk { trouble, ms: words.number()? }
+        }
         "fault" => {
             let name = words.word()?;
             let class = CLASSES.iter().find(|(_, known)| *known == name)?.0;

@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::dice::Dice;
+use crate::doctor::without_a_version;
 use crate::scenario::{Class, Fault};
 
 /// When every run begins: 2027-01-01.
@@ -35,6 +36,11 @@ pub enum Planted {
     PutsUnconditional,
     /// A put is not durable until some seconds later; the end of a process takes with it what is not.
     PutsUnsynced,
+    /// A put is answered when its object has a name and a length, and some seconds later is all of it durable: the end of a process leaves zeros
+    /// in the place of its second half.
+    PutsTorn,
+    /// A merge of layers leaves a version out.
+    MergeDropsVersion,
     /// Nobody finds a tombstone.
     TombstonesHidden,
     /// WAL objects that are not the oldest are missing from listings until some minutes later.
@@ -43,6 +49,17 @@ pub enum Planted {
     CollectedEarly,
     /// An object that a delete names is not the only one to go: the layer before it in the bucket goes, too.
     LayerLost,
+}
+
+/// What may be wrong with the disk of a process for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskTrouble {
+    /// Nothing more can be written.
+    Full,
+    /// Nothing can be written or read, and it says so.
+    Failing,
+    /// What is written of copies of objects is not what is read later, and nothing says so.
+    Rotting,
 }
 
 /// A number for each process of a run, in the order of their starts.
@@ -87,6 +104,7 @@ struct Reach {
     held_until: Instant,
     no_bucket_until: Instant,
     no_source_until: Instant,
+    disk: Option<(DiskTrouble, Instant)>,
     /// Dies when so many more requests were sent.
     dies_in: Option<u64>,
     /// How far its wall clock is ahead.
@@ -103,13 +121,14 @@ struct State {
     violation: Option<String>,
     counts: Counts,
     clock_ahead: i64,
-    clock_was_ahead: bool,
     /// When each claim came to be.
     claims: BTreeMap<u32, Instant>,
     /// Puts that are not durable yet, with what was there before.
     unsynced: Vec<(Instant, String, Option<Bytes>)>,
     /// When WAL objects came to be.
     wal_put: BTreeMap<String, Instant>,
+    /// The last that an operator gave to a process.
+    last_generation: u32,
 }
 
 /// The world of one run.
@@ -169,15 +188,15 @@ impl World {
             violation: None,
             counts: Counts::default(),
             clock_ahead: 0,
-            clock_was_ahead: false,
             claims: BTreeMap::new(),
             unsynced: Vec::new(),
             wal_put: BTreeMap::new(),
+            last_generation: 0,
         };
         Arc::new(World {
             seed,
             began: Instant::now(),
-            store: MemoryBucket::default(),
+            store: MemoryBucket::new(Arc::new(StoreClock(Instant::now()))),
             list_page: *dice.pick(&[2, 7, 1000]),
             planted,
             state: Mutex::new(state),
@@ -191,6 +210,13 @@ impl World {
     /// The bucket itself, without anything that happens on the way to it.
     pub fn store(&self) -> &MemoryBucket {
         &self.store
+    }
+
+    /// An operator allocates a generation: one that nobody had.
+    pub fn next_generation(&self) -> model::Generation {
+        let mut state = self.state();
+        state.last_generation += 1;
+        model::Generation(state.last_generation)
     }
 
     /// What this run follows from.
@@ -293,6 +319,7 @@ impl World {
             held_until: now,
             no_bucket_until: now,
             no_source_until: now,
+            disk: None,
             dies_in: None,
             clock_ahead,
         });
@@ -307,7 +334,7 @@ impl World {
     /// A process ends, with all that it has in memory and on disk.
     pub fn kill(&self, process: ProcessId) {
         let was_alive = std::mem::replace(&mut self.state().processes[process].alive, false);
-        if was_alive && self.planted == Some(Planted::PutsUnsynced) {
+        if was_alive {
             self.forget_unsynced();
         }
     }
@@ -315,11 +342,20 @@ impl World {
     fn forget_unsynced(&self) {
         let unsynced = std::mem::take(&mut self.state().unsynced);
         for (at, path, before) in unsynced.into_iter().rev() {
-            if at.elapsed() < Duration::from_secs(3) {
-                now(self.store.delete(std::slice::from_ref(&path))).expect("the path is sound");
-                if let Some(before) = before {
-                    now(self.store.put(&path, Body::Bytes(before), PutIf::Absent)).expect("it was deleted");
-                }
+            if at.elapsed() >= Duration::from_secs(3) {
+                continue;
+            }
+            let left = match self.planted {
+                Some(Planted::PutsTorn) => now(self.store.get(&path, None)).ok().map(|object| {
+                    let mut torn = object.bytes.to_vec();
+                    torn[object.bytes.len() / 2..].fill(0);
+                    torn.into()
+                }),
+                _ => before,
+            };
+            now(self.store.delete(std::slice::from_ref(&path))).expect("the path is sound");
+            if let Some(left) = left {
+                now(self.store.put(&path, Body::Bytes(left), PutIf::Absent)).expect("it was deleted");
             }
         }
     }
@@ -349,6 +385,17 @@ impl World {
         self.state().processes[process].no_source_until <= Instant::now()
     }
 
+    /// The disk of a process is in trouble.
+    pub fn trouble_disk(&self, process: ProcessId, trouble: DiskTrouble, time: Duration) {
+        self.state().processes[process].disk = Some((trouble, Instant::now() + time));
+    }
+
+    /// Whether the disk of a process is in such trouble now.
+    pub fn disk_meets(&self, process: ProcessId, trouble: DiskTrouble) -> bool {
+        let now = Instant::now();
+        self.state().processes[process].disk.is_some_and(|(kind, until)| kind == trouble && until > now)
+    }
+
     /// The bucket is away.
     pub fn outage(&self, time: Duration, silent: bool) {
         self.state().outage = Some((Instant::now() + time, silent));
@@ -363,13 +410,7 @@ impl World {
     pub fn jump_clock(&self, process: ProcessId, seconds: i64) {
         let mut state = self.state();
         state.clock_ahead += seconds;
-        state.clock_was_ahead |= state.clock_ahead > 0;
         state.processes[process].clock_ahead = state.clock_ahead;
-    }
-
-    /// Whether a wall clock was ever ahead. Leases may be forgotten early then, as long as they are judged by it.
-    pub fn clock_was_ahead(&self) -> bool {
-        self.state().clock_was_ahead
     }
 
     /// From now on nothing new befalls anybody. What is on its way stays on it.
@@ -382,6 +423,7 @@ impl World {
             process.held_until = now;
             process.no_bucket_until = now;
             process.no_source_until = now;
+            process.disk = None;
             process.dies_in = None;
         }
     }
@@ -579,9 +621,25 @@ impl World {
             now(self.store.delete(&[path.to_owned()]))?;
             return now(self.store.put(path, Body::Bytes(body.clone()), PutIf::Absent));
         }
-        let before = (self.planted == Some(Planted::PutsUnsynced))
-            .then(|| now(self.store.get(path, None)).ok().map(|object| object.bytes));
-        let tag = now(self.store.put(path, Body::Bytes(body.clone()), condition.clone()))?;
+        let is_unsynced = match self.planted {
+            Some(Planted::PutsUnsynced) => true,
+            Some(Planted::PutsTorn) => {
+                matches!(parsed, Ok(ObjectPath::Layer { .. } | ObjectPath::Wal { .. }))
+            }
+            _ => false,
+        };
+        let before = is_unsynced.then(|| now(self.store.get(path, None)).ok().map(|object| object.bytes));
+        let body = match &parsed {
+            Ok(ObjectPath::Layer { name, .. })
+                if self.planted == Some(Planted::MergeDropsVersion)
+                    && name.layer.is_delta()
+                    && !name.layer.is_l0() =>
+            {
+                without_a_version(body).unwrap_or_else(|| body.clone())
+            }
+            _ => body.clone(),
+        };
+        let tag = now(self.store.put(path, Body::Bytes(body), condition.clone()))?;
         if let Some(before) = before {
             self.state().unsynced.push((Instant::now(), path.into(), before));
         }
@@ -709,6 +767,16 @@ pub fn now<T>(request: impl Future<Output = T>) -> T {
     }
 }
 
+/// The clock of the bucket, which is right.
+#[derive(Debug)]
+struct StoreClock(Instant);
+
+impl Clock for StoreClock {
+    fn now(&self) -> SystemTime {
+        UNIX_EPOCH + EPOCH + self.0.elapsed()
+    }
+}
+
 /// The wall clock of one process.
 #[derive(Clone)]
 pub struct SimClock {
@@ -762,7 +830,11 @@ impl Bucket for SimBucket {
             Body::Bytes(bytes) => bytes,
             Body::File { file, length } => {
                 let mut bytes = vec![0; length as usize];
-                file.read_at(&mut bytes, 0).expect("a disk in memory reads what was written");
+                file.read_at(&mut bytes, 0).map_err(|error| BucketError::Unavailable {
+                    operation: "put",
+                    path: path.into(),
+                    source: error.into(),
+                })?;
                 bytes.into()
             }
         };

@@ -33,3 +33,124 @@ fn a_dropped_relation_stays_dropped_however_often_its_layers_are_rewritten() {
         ",
     );
 }
+
+/// A layer that the full disk did not take was the end of its timeline, until the process ended.
+#[test]
+fn a_tail_waits_while_the_local_disk_is_full() {
+    holds(
+        "
+         seed 0
+         +6 disk full 6106
+         +1 write 0 26 2141928539
+         +14848770 checkpoint 6
+        ",
+    );
+}
+
+/// What the disk did not give back was an error of the read, and the end of ingest when that was who read; the bucket has it all.
+#[test]
+fn a_local_disk_that_fails_only_makes_the_cache_smaller() {
+    holds(
+        "
+         seed 3
+         +10 write 0 60 11
+         +5000 checkpoint 0
+         +20000 restart
+         +20000 read 0 20 5
+         +1000 disk failing 60000
+         +100 write 0 60 12
+         +100 read 0 20 5
+         +5000 read 0 20 9
+        ",
+    );
+}
+
+/// A local copy that was not what had been written was believed to be all that there is, and its layer damaged for good.
+#[test]
+fn a_damaged_local_copy_is_fetched_again() {
+    holds(
+        "
+         seed 78
+         +152521 disk full 690320
+         +3460 write 0 24 2735158983
+         +147949 disk rotting 11037
+         +28089 write 5 6 4035776858
+        ",
+    );
+}
+
+/// Reads of parts give up after ten minutes, since somebody may wait for a page; ingest did with them, for good.
+#[test]
+fn ingest_waits_for_a_bucket_that_is_away_for_long() {
+    holds(
+        "
+         seed 12
+         +10 write 0 60 11
+         +5000 checkpoint 0
+         +20000 restart
+         +3000 outage 2400000 refusing
+         +100 write 0 60 12
+         +100 write 0 60 13
+         +10 write 0 60 14
+         +2300000 write 0 60 15
+         +2300000 write 0 60 15
+        ",
+    );
+}
+
+/// An owner that opened the timeline went by what was asked for then, and gave up a branch point without saying so in the index. It was asked for again, by the
+/// index of a branch that an older owner put too late; the index said that it was kept, and what it had been was read wrongly.
+#[test]
+fn what_the_index_says_is_kept_is_kept_until_it_says_otherwise() {
+    holds(
+        "
+         seed 520
+         +472 write 0 6 3891400022
+         +3 write 4 1 1192988162
+         +4451 branch 7 lsn 167
+         +0 detach 5
+         +11044 branch 6 lsn 791
+         +556704 write 0 7 2035627606
+         +5000 checkpoint 6
+         +3 branch 3 lsn 574
+         +229771 detach 3
+         +2268 cut-off 164837
+         +28 branch 0 lsn 499
+         +484 take-over
+         +187783 read 0 20 1596459015
+        ",
+    );
+}
+
+/// A layer that was copied through the process lost what its get had lost.
+#[test]
+fn a_layer_whose_copy_broke_off_is_copied_again() {
+    holds(
+        "
+         seed 622
+         +215 write 7 3 1647689638
+         +339425 branch 2 lsn 10
+         +35705 fault get cut-short 0
+         +0 detach 1
+         +31718 checkpoint 3
+        ",
+    );
+}
+
+/// A tail that was frozen at a switch of segments covered objects that replay had not come by; they were deleted, and missed.
+#[test]
+fn replay_finds_the_rest_of_a_segment_that_was_switched_away() {
+    holds(
+        "
+         seed 1017
+         +0 crash 7 11
+         +170 write 2 4 2118816345
+         +4 fault put-index fail 0
+         +1 write 7 2 2240482364
+         +607 take-over
+         +2723 read 7 18 228932894
+         +1491945 fault list lose-answer 0
+         +8736100 write 1 2 198892446
+        ",
+    );
+}

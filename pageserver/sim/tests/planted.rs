@@ -36,6 +36,16 @@ fn a_file_that_was_not_synced_is_caught() {
 }
 
 #[test]
+fn a_file_that_was_not_synced_and_is_believed_is_caught() {
+    is_caught(Planted::PutsTorn);
+}
+
+#[test]
+fn a_merge_that_drops_a_version_is_caught() {
+    is_caught(Planted::MergeDropsVersion);
+}
+
+#[test]
 fn a_tombstone_that_nobody_looks_at_is_caught() {
     is_caught(Planted::TombstonesHidden);
 }

@@ -226,12 +226,12 @@ impl DiskTier {
         self.shrink();
     }
 
-    /// Forgets an object: nobody has a handle to it.
-    pub(super) fn forget(&self, object: ObjectId) {
-        let Ok(mut state) = self.state.lock() else { return };
+    /// Forgets what is here of an object. Whether there was anything.
+    pub(super) fn forget(&self, object: ObjectId) -> bool {
+        let Ok(mut state) = self.state.lock() else { return false };
         let copy = state.remove(object);
         drop(state);
-        drop(copy);
+        copy.is_some()
     }
 
     /// Asks the file system how full it is, and makes room if it is too full. Blocks.

@@ -46,14 +46,6 @@ pub enum FetchError {
         /// Why, with causes.
         reason: Arc<str>,
     },
-    /// The local disk does not.
-    #[error("cannot read the local copy of {path}: {reason}")]
-    Disk {
-        /// Which object.
-        path: Arc<str>,
-        /// Why.
-        reason: Arc<str>,
-    },
 }
 
 /// A handle to one immutable object. What is fetched of it is fetched in tasks of their own, which nobody's waiting can hold up.
@@ -182,7 +174,7 @@ impl Object {
     /// A chunk from disk or bucket, unchecked. Concurrent misses share one GET. For a scan that comes to the neighbours next, these are fetched
     /// too, and nothing is kept on disk, but for indexes.
     pub async fn load(&self, chunk: u32, kind: PieceKind, reading: ReadFor) -> Result<Bytes, FetchError> {
-        if let Some(bytes) = self.read_local(chunk, reading == ReadFor::Reader).await? {
+        if let Some(bytes) = self.read_local(chunk, reading == ReadFor::Reader).await {
             return Ok(bytes);
         }
         if reading == ReadFor::Scan && kind == PieceKind::Data {
@@ -225,7 +217,7 @@ impl Object {
         let mut out = Vec::with_capacity(chunks.len());
         let mut next = chunks.start;
         while next < chunks.end {
-            if let Some(bytes) = self.read_local(next, reading == ReadFor::Reader).await? {
+            if let Some(bytes) = self.read_local(next, reading == ReadFor::Reader).await {
                 out.push(bytes);
                 next += 1;
                 continue;
@@ -263,17 +255,24 @@ impl Object {
         Ok(Bytes::copy_from_slice(&all[start as usize..(start + self.chunk_len(chunk)) as usize]))
     }
 
-    async fn read_local(&self, chunk: u32, counts: bool) -> Result<Option<Bytes>, FetchError> {
+    /// A disk that fails has nothing: the bucket has it all.
+    async fn read_local(&self, chunk: u32, counts: bool) -> Option<Bytes> {
         let length = self.chunk_len(chunk) as usize;
-        let read = self.cache.disk.read(self.id, chunk, length, counts).await;
-        let found = read.map_err(|error| FetchError::Disk {
-            path: Arc::clone(&self.path),
-            reason: error.to_string().into(),
-        })?;
-        if found.is_some() {
-            self.cache.counts.disk_hits.fetch_add(1, Ordering::Relaxed);
-        }
-        Ok(found)
+        let found = match self.cache.disk.read(self.id, chunk, length, counts).await {
+            Ok(found) => found?,
+            Err(error) => {
+                tracing::warn!(%error, object = %self.path, "cannot read the local copy of an object, which goes");
+                self.forget_local_copy();
+                return None;
+            }
+        };
+        self.cache.counts.disk_hits.fetch_add(1, Ordering::Relaxed);
+        Some(found)
+    }
+
+    /// What is on disk of it is not to be used any more. Whether there was anything.
+    pub(crate) fn forget_local_copy(&self) -> bool {
+        self.cache.disk.forget(self.id)
     }
 
     /// One GET for all who want the same now.

@@ -1,5 +1,7 @@
 //! What claims and what owners there are.
 
+use std::time::SystemTime;
+
 use futures::{StreamExt as _, TryStreamExt as _};
 use model::{Generation, TenantShardId};
 
@@ -15,6 +17,15 @@ pub(crate) async fn list_claims(
     tenant: TenantShardId,
     from: Option<Generation>,
 ) -> Result<Vec<Generation>, BucketError> {
+    Ok(list_dated_claims(bucket, tenant, from).await?.into_iter().map(|(claim, _)| claim).collect())
+}
+
+/// The same, each with when it came to be by the store's clock.
+pub(super) async fn list_dated_claims(
+    bucket: &dyn Bucket,
+    tenant: TenantShardId,
+    from: Option<Generation>,
+) -> Result<Vec<(Generation, Option<SystemTime>)>, BucketError> {
     let prefix = claims_prefix(tenant);
     // `after` excludes: the generation before ours brings our own back.
     let mut after = from
@@ -26,7 +37,7 @@ pub(crate) async fn list_claims(
         let page = bucket.list(request).await?;
         for object in page.objects {
             if let Ok(ObjectPath::Claim { generation, .. }) = object.path.parse() {
-                claims.push(generation);
+                claims.push((generation, object.modified));
             } else {
                 tracing::warn!(path = object.path, "an object that is no claim lies among the claims");
             }
@@ -37,7 +48,7 @@ pub(crate) async fn list_claims(
         }
     }
     claims.sort_unstable();
-    claims.retain(|claim| from.is_none_or(|from| *claim >= from));
+    claims.retain(|(claim, _)| from.is_none_or(|from| *claim >= from));
     Ok(claims)
 }
 

@@ -14,18 +14,20 @@ mod take;
 #[cfg(test)]
 mod testing;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use model::{Generation, TenantShardId};
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::SystemClock;
 use crate::object_path::ObjectPath;
 use crate::ports::{Bucket, BucketError, Clock};
 
+use list::list_dated_claims;
 pub(crate) use list::{list_claims, list_timeline_prefixes};
 pub(crate) use take::create_deleted;
 pub use take::{ClaimedBy, ConfirmError, TakeClaimError, claimed_by, last_claim};
@@ -48,7 +50,9 @@ struct Inner {
     validated: Mutex<u64>,
     superseded: CancellationToken,
     /// Set before `superseded` is.
-    superseded_by: std::sync::OnceLock<Generation>,
+    superseded_by: OnceLock<Generation>,
+    /// When the claim came to be by the store's clock, and when we heard of that: later.
+    came_to_be: OnceLock<(SystemTime, Instant)>,
 }
 
 /// Why a claim is not, or may not be, the newest.
@@ -88,7 +92,8 @@ impl Claim {
                 arrivals: AtomicU64::new(0),
                 validated: Mutex::new(0),
                 superseded: CancellationToken::new(),
-                superseded_by: std::sync::OnceLock::new(),
+                superseded_by: OnceLock::new(),
+                came_to_be: OnceLock::new(),
             }),
             clock: Arc::new(SystemClock),
         }
@@ -126,6 +131,13 @@ impl Claim {
         self.clock.now()
     }
 
+    /// A time of day that has come: by our clock, and by the store's as far as it is known. What was promised until a time is over when that has
+    /// come, and a clock that is ahead ends nothing early.
+    pub fn surely_now(&self) -> SystemTime {
+        let now = self.clock.now();
+        self.inner.came_to_be.get().map_or(now, |(time, heard)| now.min(*time + heard.elapsed()))
+    }
+
     /// Is cancelled once a newer owner was seen. Then nothing may be deleted, reported or acknowledged any more.
     pub fn superseded(&self) -> &CancellationToken {
         &self.inner.superseded
@@ -148,20 +160,29 @@ impl Claim {
             return Ok(());
         }
         let covered = inner.arrivals.load(Ordering::SeqCst);
-        let claims = list_claims(&*inner.bucket, inner.tenant, Some(inner.generation)).await?;
+        let claims = list_dated_claims(&*inner.bucket, inner.tenant, Some(inner.generation)).await?;
         match claims.last() {
-            Some(newest) if *newest > inner.generation => {
+            Some((newest, _)) if *newest > inner.generation => {
                 let _ = inner.superseded_by.set(*newest);
                 inner.superseded.cancel();
                 self.check_superseded()
             }
             Some(_) => {
+                self.note_time(&claims);
                 *validated = covered;
                 Ok(())
             }
             None => Err(ValidateError::Missing {
                 path: ObjectPath::Claim { tenant: inner.tenant, generation: inner.generation }.to_string(),
             }),
+        }
+    }
+
+    /// Takes note of when our claim came to be, by a listing.
+    fn note_time(&self, claims: &[(Generation, Option<SystemTime>)]) {
+        let own = claims.iter().find(|(claim, _)| *claim == self.inner.generation);
+        if let Some((_, Some(time))) = own {
+            let _ = self.inner.came_to_be.set((*time, Instant::now())); // the first time is enough
         }
     }
 

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use model::{Generation, TenantShardId};
 use serde::{Deserialize, Serialize};
 
-use super::list::{highest_index_generation, list_claims};
+use super::list::{highest_index_generation, list_claims, list_dated_claims};
 use super::{Claim, ValidateError};
 use crate::object_path::ObjectPath;
 use crate::ports::{Body, Bucket, BucketError, PutIf};
@@ -156,7 +156,8 @@ impl Claim {
         let body = body_of_claim(&nonce, Some(by));
         let is_ours = create(&*bucket, tenant, generation, &body, &nonce).await?;
         // After the own claim is there: whoever claims a higher one from now on sees it, and reads what we write until we see theirs.
-        let highest = list_claims(&*bucket, tenant, None).await?.last().copied();
+        let claims = list_dated_claims(&*bucket, tenant, None).await?;
+        let highest = claims.last().map(|(claim, _)| *claim);
         let highest = highest.max(highest_index_generation(&*bucket, tenant).await?).unwrap_or(generation);
         if highest == Generation::DELETED {
             return Err(ConfirmError::Deleted(tenant));
@@ -170,7 +171,9 @@ impl Claim {
                 by: owner.map(Box::new),
             });
         }
-        Ok(Claim::new(bucket, tenant, generation))
+        let claim = Claim::new(bucket, tenant, generation);
+        claim.note_time(&claims);
+        Ok(claim)
     }
 }
 

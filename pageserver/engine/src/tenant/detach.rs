@@ -5,17 +5,18 @@
 //! and named by nobody; after it each sibling is moved over by one put of its own index, which may be repeated. At the end collection is
 //! allowed again. An owner that finds a detachment that broke off finishes it, if it counts already, and otherwise forgets it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use codec::index_part::{DETACH_ANCESTOR, LayerMetadata, UtcTime};
+use codec::index_part::{DETACH_ANCESTOR, IndexPart, LayerMetadata, UtcTime};
 use model::{LayerName, LayerObjectName, Lsn, TenantId, TimelineId};
 use tracing::{info, warn};
 
 use super::slots::Slot;
 use super::{ArchivedTimeline, ChangeError, Mode, NotFound, Tenant, Tenants};
 use crate::error_story::error_story;
-use crate::index_keeper::IndexKeeper;
+use crate::index_keeper::{IndexKeeper, wishes_of};
 use crate::index_store::PutIndexError;
 use crate::inherit::{self, Shared};
 use crate::layer_map::MapLayer as _;
@@ -79,6 +80,8 @@ impl Tenants {
         }
         let Copied { layers, cutoff } = copied;
         let count = layers.len();
+        tenant.refresh_wishes().await;
+        let kept = kept_of_ancestors(&tenant, &open, from, at);
         open.index()
             .update(|part| {
                 part.layer_metadata.extend(layers);
@@ -89,6 +92,7 @@ impl Tenants {
                 });
                 let now = UtcTime::from_system_time(tenant.claim().now());
                 part.lineage.original_ancestor = Some((from, at, now));
+                keep_lsns(part, kept);
             })
             .await?;
         tenant.claim().validate().await?;
@@ -130,8 +134,9 @@ impl Tenants {
             // What was kept of the ancestors is kept here: by the index, and what of them was read.
             tenant.note_wishes(open.id(), Some(open.index().wishes().await));
             let cutoff = open.retention().cutoff.max(part.metadata().latest_gc_cutoff_lsn);
-            let points = tenant.known_points(open.id()).into_iter();
-            let retention = Retention::new(cutoff, points.filter(|point| open.check_kept(*point).is_ok()));
+            // As the index says, and as a later owner reads it there.
+            let kept = part.palimpsest.as_ref().and_then(|ours| ours.kept_lsns.clone());
+            let retention = Retention::new(cutoff, kept.unwrap_or_default());
             open.rebase(Rebase { ancestor: None, layers, retention: Arc::new(retention) }).await?;
         }
         for sibling in tenant.open_timelines() {
@@ -199,7 +204,7 @@ impl Tenants {
             .await?;
         tenant.claim().validate().await?;
         if let Some(archived) = ArchivedTimeline::of(timeline, &*index.part().await) {
-            tenant.note_wishes(timeline, Some(archived.wishes(tenant.claim().now())));
+            tenant.note_wishes(timeline, Some(archived.wishes(tenant.claim().surely_now())));
             tenant.set(timeline, Slot::Archived(Arc::new(archived)));
         }
         Ok(())
@@ -223,6 +228,23 @@ impl Tenants {
                 warn!(timeline = %open.id(), "its detachment from its ancestor is not finished: {}", error_story(&error));
             }
         }
+    }
+}
+
+/// What is read of a branch below its cutoff, and of its ancestor by those that may be moved over: as far as it is there.
+fn kept_of_ancestors(tenant: &Tenant, open: &Timeline, from: TimelineId, at: Lsn) -> BTreeSet<Lsn> {
+    let mut kept = tenant.known_points(from);
+    kept.retain(|point| *point <= at);
+    kept.extend(tenant.known_points(open.id()));
+    kept.retain(|point| open.check_kept(*point).is_ok());
+    kept
+}
+
+/// Says in an index which LSNs are kept below its cutoff: these, and what it promised meanwhile.
+fn keep_lsns(part: &mut IndexPart, kept: BTreeSet<Lsn>) {
+    let (cutoff, promised) = (part.metadata().latest_gc_cutoff_lsn, wishes_of(part).lsns);
+    if let Some(ours) = &mut part.palimpsest {
+        ours.kept_lsns = Some(Retention::new(cutoff, kept.into_iter().chain(promised)).points);
     }
 }
 

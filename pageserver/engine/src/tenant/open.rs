@@ -28,7 +28,7 @@ impl Tenants {
                 Ok(Some(found)) if found.index.deleted_at.is_some() => tenant.set(timeline, Slot::Deleting),
                 Ok(Some(found)) if found.index.is_archived() => {
                     let archived = ArchivedTimeline::of(timeline, &found.index).expect("it is archived");
-                    tenant.note_wishes(timeline, Some(archived.wishes(tenant.claim().now())));
+                    tenant.note_wishes(timeline, Some(archived.wishes(tenant.claim().surely_now())));
                     tenant.set(timeline, Slot::Archived(Arc::new(archived)));
                 }
                 Ok(Some(found)) => {
@@ -52,7 +52,7 @@ impl Tenants {
                 let ancestor = index.ancestor().await.map(|(ancestor, _)| ancestor);
                 match ancestor {
                     Some(ancestor) if tenant.slot(ancestor).is_none() => later.push((timeline, index)),
-                    _ => self.open_found(tenant, timeline, index, ancestor).await,
+                    _ => self.open_found(tenant, timeline, index, ancestor).await?,
                 }
             }
             if later.len() == before {
@@ -73,39 +73,43 @@ impl Tenants {
         timeline: TimelineId,
         index: Arc<IndexKeeper>,
         ancestor: Option<TimelineId>,
-    ) {
+    ) -> Result<(), BucketError> {
         if index.import_in_progress().await {
             // Nothing of an unfinished import can be read; whoever asked for it asks again, and what it left is collected then.
             tenant.set(timeline, Slot::Importing { index: Some(index), running: false });
-            return;
+            return Ok(());
         }
-        let opened = async {
-            let parent = ancestor
-                .map(|ancestor| tenant.timeline(ancestor))
-                .transpose()
-                .map_err(|error| error.to_string())?;
-            let surroundings = self.surroundings(tenant);
-            let points = tenant.known_points(timeline);
-            match open(&surroundings, index, parent.as_ref(), points).await {
-                Ok(opened) => Ok(opened),
-                // What seems to be missing may be what a newer owner deleted.
-                Err(error) => Err(match tenant.claim().validate().await {
-                    Err(superseded @ ValidateError::Superseded { .. }) => superseded.to_string(),
-                    _ => error_story(&error),
-                }),
+        let reason = match ancestor.map(|ancestor| tenant.timeline(ancestor)).transpose() {
+            Err(error) => error.to_string(),
+            Ok(parent) => {
+                let points = tenant.known_points(timeline);
+                match open(&self.surroundings(tenant), index, parent.as_ref(), points).await {
+                    Ok((opened, tasks)) => {
+                        info!(%timeline, last = %opened.last_record_lsn(), "timeline is open");
+                        self.watch_tasks(tenant, &opened, tasks);
+                        tenant.set(timeline, Slot::Open(opened));
+                        return Ok(());
+                    }
+                    // Nothing is wrong with it. Whoever opens the tenant tries again, or gives it up.
+                    Err(error) if error.is_away() => {
+                        let path = format!("{}/timelines/{timeline}", tenant.shard());
+                        return Err(BucketError::Unavailable {
+                            operation: "open",
+                            path,
+                            source: error.into(),
+                        });
+                    }
+                    // What seems to be missing may be what a newer owner deleted.
+                    Err(error) => match tenant.claim().validate().await {
+                        Err(superseded @ ValidateError::Superseded { .. }) => superseded.to_string(),
+                        _ => error_story(&error),
+                    },
+                }
             }
         };
-        match opened.await {
-            Ok((opened, tasks)) => {
-                info!(%timeline, last = %opened.last_record_lsn(), "timeline is open");
-                self.watch_tasks(tenant, &opened, tasks);
-                tenant.set(timeline, Slot::Open(opened));
-            }
-            Err(reason) => {
-                error!(%timeline, %reason, "timeline cannot be opened");
-                tenant.set(timeline, Slot::Broken(reason.into()));
-            }
-        }
+        error!(%timeline, %reason, "timeline cannot be opened");
+        tenant.set(timeline, Slot::Broken(reason.into()));
+        Ok(())
     }
 
     pub(crate) fn surroundings(&self, tenant: &Tenant) -> TimelineSurroundings {

@@ -266,7 +266,7 @@ impl Tenant {
             match view {
                 TimelineView::Open(open) => self.note_wishes(timeline, Some(open.index().wishes().await)),
                 TimelineView::Archived(archived) => {
-                    self.note_wishes(timeline, Some(archived.wishes(self.claim.now())));
+                    self.note_wishes(timeline, Some(archived.wishes(self.claim.surely_now())));
                 }
                 TimelineView::Deleting => {
                     drop(self.wishes.lock().expect("no holder panics").remove(&timeline))

@@ -4,7 +4,7 @@
 //! the timeline next reads it there. A lease that is prolonged by little is answered from what is durable already, so that many clients that
 //! renew often do not rewrite the index each time.
 //!
-//! Collection ([`crate::collect`]) keeps every leased LSN readable, as if a branch began there, until the lease is over by the collector's clock. One that lies
+//! Collection ([`crate::collect`]) keeps every leased LSN readable, as if a branch began there, until the lease is over by the collector's clock and by the bucket's. One that lies
 //! before a branch's own beginning is read from its ancestors: it is granted only if they still keep it once it is durable.
 
 use std::time::{Duration, SystemTime};

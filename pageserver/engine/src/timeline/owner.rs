@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use codec::value::Value;
@@ -11,6 +12,7 @@ use codec::wal::stream::WalDecoder;
 use model::{Key, KeyRange, Lsn, RelTag, Tli};
 use smallvec::SmallVec;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use super::chains::Chains;
@@ -26,6 +28,9 @@ use crate::tail::Tail;
 
 /// A layer from the tail has so many times the bytes of the index that names it, if memory allows.
 const LAYER_PER_INDEX: usize = 8;
+
+/// Pause before ingest reads again what the bucket did not answer, which has tried for minutes then.
+const READ_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why an owner ended.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +50,8 @@ pub(super) struct Owner {
     pub ingest: Ingest,
     pub ancestor: Option<Ancestor>,
     pub retention: Arc<Retention>,
+    /// Ends the wait for a bucket that does not answer; `None` where ingest fails rather than waits.
+    pub waits_until: Option<CancellationToken>,
     pub state: State,
     pub wal: mpsc::Receiver<ReceivedWal>,
     pub requests: mpsc::Receiver<Request>,
@@ -85,19 +92,37 @@ enum Event {
 struct Newest<'a> {
     snapshot: &'a Snapshot,
     pending: &'a Changes,
+    waits_until: Option<&'a CancellationToken>,
+}
+
+impl Newest<'_> {
+    /// Reads until the bucket answers: a record that was begun cannot be begun again, and one that is left out is the end of ingest.
+    async fn patiently<T, F: Future<Output = Result<T, ReadError>>>(
+        &self,
+        read: impl Fn() -> F,
+    ) -> Result<T, ReadError> {
+        loop {
+            match (read().await, self.waits_until) {
+                (Err(ReadError::Away { .. }), Some(stop)) if !stop.is_cancelled() => {
+                    let _ = tokio::time::timeout(READ_PAUSE, stop.cancelled()).await; // whichever comes first
+                }
+                (answer, _) => return answer,
+            }
+        }
+    }
 }
 
 impl Latest for Newest<'_> {
     async fn get(&self, key: Key) -> Result<Option<Bytes>, ReadError> {
-        self.snapshot.get_over(self.pending, key).await
+        self.patiently(|| self.snapshot.get_over(self.pending, key)).await
     }
 
     async fn scan(&self, keys: KeyRange) -> Result<Vec<(Key, Bytes)>, ReadError> {
-        self.snapshot.scan_over(Some(self.pending), keys, Lsn::MAX).await
+        self.patiently(|| self.snapshot.scan_over(Some(self.pending), keys.clone(), Lsn::MAX)).await
     }
 
     async fn pages(&self, rel: RelTag, blocks: std::ops::Range<u32>) -> Result<Bytes, ReadError> {
-        self.snapshot.pages_over(self.pending, rel, blocks).await
+        self.patiently(|| self.snapshot.pages_over(self.pending, rel, blocks.clone())).await
     }
 }
 
@@ -211,21 +236,22 @@ impl Owner {
     async fn ingest_decoded(&mut self) -> Result<(), IngestStopped> {
         let view = self.shared.view.load_full();
         let most = self.policy.max_chain;
-        let Owner { decoder, ingest, state, shared, .. } = self;
+        let Owner { decoder, ingest, state, shared, waits_until, .. } = self;
+        let waits_until = waits_until.as_ref();
         let pg = shared.facts.pg;
         while let Some(raw) = decoder.next()? {
             let (start, end) = (raw.start, raw.end);
             let record =
                 Record::parse(pg, raw.bytes).map_err(|source| IngestStopped::Parse { start, source })?;
             let failed = |source| IngestStopped::Record { start, source };
-            let mut newest = Newest { snapshot: &view, pending: &state.pending };
+            let mut newest = Newest { snapshot: &view, pending: &state.pending, waits_until };
             let mut outcome = ingest
                 .record(&record, raw.bytes, start, end, &mut state.scratch, &newest)
                 .await
                 .map_err(failed)?;
             while outcome == Outcome::Unfinished {
                 state.take_scratch(&view, most).await;
-                newest = Newest { snapshot: &view, pending: &state.pending };
+                newest = Newest { snapshot: &view, pending: &state.pending, waits_until };
                 outcome = ingest.resume(&mut state.scratch, &newest).await.map_err(failed)?;
             }
             if state.scratch.commit_times.is_some() {

@@ -17,7 +17,7 @@ use super::flush::Flusher;
 use super::owner::{Owner, OwnerError, State};
 use super::reap::Reaper;
 use super::size::count_once;
-use super::{Progress, Shared, Timeline, TimelineFacts, TimelinePolicy};
+use super::{IngestStopped, Progress, Shared, Timeline, TimelineFacts, TimelinePolicy};
 use crate::as_of::ReadError;
 use crate::blocking;
 use crate::budget::TailBudget;
@@ -86,6 +86,21 @@ pub enum OpenError {
     Keep(#[from] KeepWalError),
 }
 
+impl OpenError {
+    /// Whether it is only the bucket, which may answer later.
+    pub(crate) fn is_away(&self) -> bool {
+        match self {
+            OpenError::Ingest(error) => is_away(error),
+            OpenError::Bucket(BucketError::Unavailable { .. }) => true,
+            _ => false,
+        }
+    }
+}
+
+fn is_away(error: &IngestError) -> bool {
+    matches!(error, IngestError::Read { source: ReadError::Away { .. }, .. })
+}
+
 /// The tasks of an open timeline. Each ends when the timeline is stopped, or with the reason why it could not go on.
 pub type TimelineTasks = JoinSet<(&'static str, Result<(), String>)>;
 
@@ -136,12 +151,10 @@ pub async fn open(
 
     let ancestor =
         ancestor.zip(found.ancestor_lsn).map(|(parent, lsn)| Ancestor { view: parent.view(), lsn });
-    // What was given up before it was asked for is gone: a branch whose index an owner put that was superseded by then.
-    let is_kept = |point: &Lsn| found.kept_lsns.as_ref().is_none_or(|kept| kept.contains(point));
-    let retention = Arc::new(Retention::new(
-        found.gc_cutoff,
-        points.into_iter().filter(|point| *point >= found.gc_cutoff || is_kept(point)),
-    ));
+    // What the index says is kept, is: also what nobody asks for any more, until the index says that it is given up. Else it might go before, and then
+    // be believed to be there by an owner who finds that it was asked for: by a branch whose index somebody put who was superseded by then.
+    let kept = found.kept_lsns.clone().unwrap_or_else(|| points.into_iter().collect());
+    let retention = Arc::new(Retention::new(found.gc_cutoff, kept));
     let snapshot = Snapshot {
         timeline,
         pg: facts.pg,
@@ -199,7 +212,17 @@ pub async fn open(
         source_time: AtomicI64::new(i64::MIN),
         closed: AtomicBool::new(false),
     });
-    let flusher = Flusher { layers: layer_store, index, keeper: keeper.clone(), frozen, done: flush_done };
+    let replayed = CancellationToken::new();
+    let flusher = Flusher {
+        layers: layer_store,
+        index,
+        keeper: keeper.clone(),
+        frozen,
+        done: flush_done,
+        stop: shared.stop.clone(),
+        replayed: replayed.clone(),
+        covered: Vec::new(),
+    };
     let mut owner = Owner {
         shared: Arc::clone(&shared),
         policy: place.policy.clone(),
@@ -208,6 +231,7 @@ pub async fn open(
         ingest,
         ancestor,
         retention,
+        waits_until: None,
         state: State {
             last: progress.last,
             prev: progress.prev,
@@ -242,6 +266,8 @@ pub async fn open(
     }
     let newest = replay(place, tenant_shard, timeline, &mut owner, &found.wal, &run).await?;
     keeper.remember(&newest);
+    owner.waits_until = Some(shared.stop.clone());
+    replayed.cancel();
     let keeper_place = WalKeeperPlace {
         bucket: Arc::clone(&place.bucket),
         claim: place.claim.clone(),
@@ -318,8 +344,11 @@ async fn replay(
                 .map_err(|at| WalRunError::Differ { path: path.clone(), at })?;
         }
         owner.wait_for_room().await?;
-        if let Err(stopped) = owner.take_wal(object.start, object.tli, &raw).await {
-            owner.fail(&stopped);
+        match owner.take_wal(object.start, object.tli, &raw).await {
+            Ok(()) => {}
+            // All of it is done again when the bucket answers.
+            Err(IngestStopped::Record { source, .. }) if is_away(&source) => return Err(source.into()),
+            Err(stopped) => owner.fail(&stopped),
         }
         before = Some((object.start, raw));
     }

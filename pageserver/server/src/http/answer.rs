@@ -72,8 +72,8 @@ impl From<NotFound> for Refused {
 impl From<ReadError> for Refused {
     fn from(error: ReadError) -> Self {
         match error {
-            ReadError::Superseded | ReadError::Stopping => {
-                Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+            ReadError::Superseded | ReadError::Stopping | ReadError::Away { .. } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, error_story(&error))
             }
             error => Self::new(StatusCode::INTERNAL_SERVER_ERROR, error_story(&error)),
         }
