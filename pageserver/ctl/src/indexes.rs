@@ -10,7 +10,8 @@ use codec::index_part::IndexPart;
 use engine::bucket::BucketUrl;
 use engine::bucket::directory::DirectoryBucket;
 use engine::bucket::s3::S3Bucket;
-use engine::ports::{Bucket, ListRequest};
+use engine::listing::list_paths;
+use engine::ports::Bucket;
 use http_body_util::{BodyExt as _, Full};
 use model::{Generation, TimelineId};
 
@@ -85,17 +86,7 @@ async fn connect(url: &str) -> anyhow::Result<S3Bucket> {
 
 async fn find_in_s3(url: &str) -> anyhow::Result<Vec<FoundIndex>> {
     let bucket = connect(url).await?;
-    let mut paths = Vec::new();
-    let mut after: Option<String> = None;
-    loop {
-        let request = ListRequest { prefix: "tenants/", after: after.as_deref(), ..ListRequest::default() };
-        let listing = bucket.list(request).await.with_context(|| format!("cannot list {url}"))?;
-        paths.extend(listing.objects.into_iter().map(|object| object.path));
-        after = listing.next;
-        if after.is_none() {
-            break;
-        }
-    }
+    let paths = list_paths(&bucket, "tenants/").await.with_context(|| format!("cannot list {url}"))?;
     let mut found = Vec::new();
     for path in newest(paths.into_iter().filter(|path| is_index(path))) {
         let object = bucket.get(&path, None).await.with_context(|| format!("cannot read {path}"))?;

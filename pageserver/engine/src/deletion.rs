@@ -13,6 +13,7 @@ use model::{Generation, TenantShardId, TimelineId};
 
 use crate::bucket::DELETE_BATCH;
 use crate::claim::{Claim, ValidateError, create_deleted, list_claims};
+use crate::listing::list_paths;
 use crate::object_path::{
     ObjectPath, config_prefix, index_prefix, metering_prefix, tenant_prefix, tenant_wal_prefix,
     timeline_prefix, tombstones_prefix, wal_prefix,
@@ -62,7 +63,7 @@ pub async fn is_buried(
 /// All deleted timelines of a tenant shard.
 pub async fn buried(bucket: &dyn Bucket, tenant: TenantShardId) -> Result<BTreeSet<TimelineId>, BucketError> {
     let mut timelines = BTreeSet::new();
-    for path in list_all(bucket, &tombstones_prefix(tenant)).await? {
+    for path in list_paths(bucket, &tombstones_prefix(tenant)).await? {
         if let Ok(ObjectPath::Tombstone { timeline, .. }) = path.parse() {
             timelines.insert(timeline);
         } else {
@@ -78,8 +79,8 @@ pub async fn delete_timeline_data(claim: &Claim, timeline: TimelineId) -> Result
     bury(claim, timeline).await?;
     let (bucket, tenant) = (&**claim.bucket(), claim.tenant());
     let indexes = index_prefix(tenant, timeline);
-    let mut paths = list_all(bucket, &wal_prefix(tenant, timeline)).await?;
-    paths.extend(list_all(bucket, &timeline_prefix(tenant, timeline)).await?);
+    let mut paths = list_paths(bucket, &wal_prefix(tenant, timeline)).await?;
+    paths.extend(list_paths(bucket, &timeline_prefix(tenant, timeline)).await?);
     paths.sort_by_key(|path| path.starts_with(&indexes));
     for batch in paths.chunks(DELETE_BATCH) {
         claim.validate().await?;
@@ -158,28 +159,13 @@ pub async fn delete_tenant_objects(bucket: &dyn Bucket, tenant: TenantShardId) -
     let prefixes =
         [tenant_wal_prefix(tenant), config_prefix(tenant), metering_prefix(tenant), tenant_prefix(tenant)];
     for prefix in prefixes {
-        let paths = list_all(bucket, &prefix).await?;
+        let paths = list_paths(bucket, &prefix).await?;
         for batch in paths.chunks(DELETE_BATCH) {
             bucket.delete(batch).await?;
         }
         deleted += paths.len();
     }
     Ok(deleted)
-}
-
-/// The paths of all objects under a prefix.
-pub(crate) async fn list_all(bucket: &dyn Bucket, prefix: &str) -> Result<Vec<String>, BucketError> {
-    let mut paths = Vec::new();
-    let mut after: Option<String> = None;
-    loop {
-        let page =
-            bucket.list(ListRequest { prefix, after: after.as_deref(), ..ListRequest::default() }).await?;
-        paths.extend(page.objects.into_iter().map(|object| object.path));
-        match page.next {
-            Some(next) => after = Some(next),
-            None => return Ok(paths),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -225,8 +211,8 @@ mod tests {
         assert!(delete_timeline_data(&claim, timeline()).await.is_err());
         assert!(is_buried(&*bucket, tenant(), timeline()).await.unwrap());
         assert_eq!(delete_timeline_data(&claim, timeline()).await.unwrap(), 3);
-        assert!(list_all(&*bucket, &tenant_prefix(tenant())).await.unwrap().is_empty());
-        assert!(list_all(&*bucket, &tenant_wal_prefix(tenant())).await.unwrap().is_empty());
+        assert!(list_paths(&*bucket, &tenant_prefix(tenant())).await.unwrap().is_empty());
+        assert!(list_paths(&*bucket, &tenant_wal_prefix(tenant())).await.unwrap().is_empty());
         assert_eq!(buried(&*bucket, tenant()).await.unwrap(), BTreeSet::from([timeline()]));
     }
 
@@ -271,7 +257,7 @@ mod tests {
         assert!(delete_tenant_data(&*bucket, tenant()).await.is_err());
         assert!(matches!(Claim::take(bucket.clone(), tenant()).await, Err(TakeClaimError::Deleted(_))));
         assert!(delete_tenant_data(&*bucket, tenant()).await.unwrap() > 0);
-        assert!(list_all(&*bucket, "tenants/").await.unwrap().is_empty());
+        assert!(list_paths(&*bucket, "tenants/").await.unwrap().is_empty());
         assert_eq!(list_claims(&*bucket, tenant(), None).await.unwrap(), [Generation::DELETED]);
         assert_eq!(delete_tenant_data(&*bucket, tenant()).await.unwrap(), 0);
     }

@@ -19,8 +19,8 @@ use crate::blocking::Ended;
 use crate::import::{LayerOut, LayerOutError};
 use crate::index_keeper::{IndexKeeper, vanilla_extension};
 use crate::layer_write::{ImageFile, LayerStore, WriteLayerError};
+use crate::listing::list_paths;
 use crate::object_path::{ObjectPath, timeline_prefix};
-use crate::ports::ListRequest;
 use crate::stored_wal::{delete_wal, list_wal};
 use crate::tenant::{ChangeError, Tenant, Tenants};
 use crate::timeline::Timeline;
@@ -147,25 +147,11 @@ impl ImportSession {
         let claim = self.tenant.claim();
         let (bucket, own) = (claim.bucket(), claim.generation());
         let prefix = timeline_prefix(self.tenant.shard(), self.timeline);
-        let mut leftovers = Vec::new();
-        let mut after: Option<String> = None;
-        loop {
-            let page = bucket
-                .list(ListRequest { prefix: &prefix, after: after.as_deref(), ..ListRequest::default() })
-                .await?;
-            leftovers.extend(page.objects.into_iter().map(|object| object.path).filter(|path| {
-                match path.parse() {
-                    Ok(ObjectPath::Layer { name, .. }) => {
-                        name.generation.is_some_and(|generation| generation < own)
-                    }
-                    _ => false,
-                }
-            }));
-            match page.next {
-                Some(next) => after = Some(next),
-                None => break,
-            }
-        }
+        let mut leftovers = list_paths(&**bucket, &prefix).await?;
+        leftovers.retain(|path| match path.parse() {
+            Ok(ObjectPath::Layer { name, .. }) => name.generation.is_some_and(|generation| generation < own),
+            _ => false,
+        });
         let mut wal = list_wal(&**bucket, self.tenant.shard(), self.timeline).await?;
         wal.retain(|object| object.generation < own);
         if leftovers.is_empty() && wal.is_empty() {

@@ -12,7 +12,8 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use model::{Generation, TenantShardId, TimelineId};
 
 use crate::claim::{Claim, list_timeline_prefixes};
-use crate::deletion::{buried, is_buried, list_all};
+use crate::deletion::{buried, is_buried};
+use crate::listing::list_paths;
 use crate::object_path::{ObjectPath, index_prefix};
 use crate::ports::{Body, Bucket, BucketError, ETag, Object, PutIf};
 
@@ -128,7 +129,7 @@ impl IndexStore {
                 return Ok(Some((Some(generation), object)));
             }
         }
-        let paths = list_all(&*self.bucket, &index_prefix(self.tenant, timeline)).await?;
+        let paths = list_paths(&*self.bucket, &index_prefix(self.tenant, timeline)).await?;
         let generations = paths.iter().filter_map(|path| match path.parse() {
             Ok(ObjectPath::Index { generation, .. }) => Some(generation),
             _ => None,

@@ -34,6 +34,7 @@ pub mod layer_read;
 pub mod layer_scan;
 pub mod layer_write;
 pub mod lineage;
+pub mod listing;
 pub mod metering;
 pub mod object_path;
 pub mod onlooker;

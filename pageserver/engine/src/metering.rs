@@ -17,7 +17,7 @@ use model::{Lsn, TimelineId};
 use serde::{Deserialize, Serialize};
 
 use crate::claim::{Claim, ValidateError};
-use crate::deletion::list_all;
+use crate::listing::list_paths;
 use crate::object_path::{ObjectPath, metering_prefix};
 use crate::ports::{Body, BucketError, PutIf};
 
@@ -168,7 +168,7 @@ impl TenantMeters {
 /// The meters as an owner finds them; `None` for a tenant that was never looked at.
 pub async fn load(claim: &Claim) -> Result<Option<TenantMeters>, MeteringError> {
     let bucket = claim.bucket();
-    let paths = list_all(&**bucket, &metering_prefix(claim.tenant())).await?;
+    let paths = list_paths(&**bucket, &metering_prefix(claim.tenant())).await?;
     let generations = paths.iter().filter_map(|path| match path.parse() {
         Ok(ObjectPath::Metering { generation, .. }) if generation <= claim.generation() => Some(generation),
         _ => None,
@@ -208,7 +208,7 @@ pub async fn store(claim: &Claim, meters: &TenantMeters) -> Result<(), MeteringE
             Ok(ObjectPath::Metering { generation, .. }) => generation < claim.generation(),
             _ => false,
         };
-        let mut paths = list_all(&**bucket, &metering_prefix(claim.tenant())).await?;
+        let mut paths = list_paths(&**bucket, &metering_prefix(claim.tenant())).await?;
         paths.retain(older);
         if !paths.is_empty() {
             bucket.delete(&paths).await?;
@@ -357,7 +357,7 @@ mod tests {
         let mut found = load(&second).await.unwrap().unwrap();
         assert_eq!(found.look(&[metered(1, 800)], all, at(20), &mut key), told);
         store(&second, &found).await.unwrap();
-        assert_eq!(list_all(&*bucket, "palimpsest/metering/").await.unwrap().len(), 1);
+        assert_eq!(list_paths(&*bucket, "palimpsest/metering/").await.unwrap().len(), 1);
 
         meters.taken(id(1), &told[0].key);
         meters.look(&[metered(1, 900)], all, at(30), &mut key);

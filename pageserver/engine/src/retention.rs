@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use model::lsn::LONG_PAGE_HEADER;
 use model::{KeyRange, LayerName, Lsn, TimelineId};
 
+use crate::layer_map::MapLayer;
+
 /// What of a timeline can be read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Retention {
@@ -109,17 +111,11 @@ pub fn points(of: TimelineId, wishes: &BTreeMap<TimelineId, Wishes>) -> BTreeSet
     points
 }
 
-/// A layer as retention sees it: its name is all there is to know.
-pub trait Named {
-    /// What it covers.
-    fn name(&self) -> &LayerName;
-}
-
 /// Which of these layers nothing that can be read needs any more. `layers` are all of a timeline whose keys overlap each other, L0s excepted.
 ///
 /// A layer goes when for the first LSN from its start on that can be read there are image layers that cover all its keys, newer than everything in it
 /// and not newer than that LSN. What is readable later finds those images, too, or newer ones.
-pub fn unneeded<'a, L: Named>(layers: &'a [L], retention: &Retention) -> Vec<&'a L> {
+pub fn unneeded<'a, L: MapLayer>(layers: &'a [L], retention: &Retention) -> Vec<&'a L> {
     let images: Vec<(Lsn, &KeyRange)> = layers
         .iter()
         .filter_map(|layer| match layer.name() {
@@ -161,7 +157,7 @@ mod tests {
 
     use super::*;
 
-    impl Named for LayerName {
+    impl MapLayer for LayerName {
         fn name(&self) -> &LayerName {
             self
         }

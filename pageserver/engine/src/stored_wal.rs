@@ -4,6 +4,7 @@ use model::{Generation, Lsn, TenantShardId, TimelineId, Tli};
 use tracing::info;
 
 use crate::bucket::DELETE_BATCH;
+use crate::listing::list_all;
 use crate::object_path::{ObjectPath, wal_prefix};
 use crate::ports::{Bucket, BucketError, ListRequest};
 
@@ -42,23 +43,15 @@ pub async fn list_wal(
     timeline: TimelineId,
 ) -> Result<Vec<StoredWal>, BucketError> {
     let prefix = wal_prefix(tenant_shard, timeline);
-    let mut after: Option<String> = None;
-    let mut found = Vec::new();
-    loop {
-        let page = bucket
-            .list(ListRequest { prefix: &prefix, after: after.as_deref(), ..ListRequest::default() })
-            .await?;
-        for object in page.objects {
-            // What is not named like a WAL object is not ours to judge here; the scrubber reports it.
-            if let Ok(ObjectPath::Wal { tli, start, end, generation, .. }) = object.path.parse() {
-                found.push(StoredWal { tli, start, end, generation, size: object.size });
-            }
+    let all = list_all(bucket, ListRequest { prefix: &prefix, ..ListRequest::default() }).await?;
+    // What is not named like a WAL object is not ours to judge here; the scrubber reports it.
+    let wal = all.objects.into_iter().filter_map(|object| match object.path.parse() {
+        Ok(ObjectPath::Wal { tli, start, end, generation, .. }) => {
+            Some(StoredWal { tli, start, end, generation, size: object.size })
         }
-        match page.next {
-            Some(next) => after = Some(next),
-            None => return Ok(found),
-        }
-    }
+        _ => None,
+    });
+    Ok(wal.collect())
 }
 
 /// Deletes objects of the list; failures are left to the next owner's cleaning, which finds them covered.

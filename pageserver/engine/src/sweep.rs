@@ -16,6 +16,7 @@ use crate::bucket::DELETE_BATCH;
 use crate::claim::{Claim, ValidateError};
 use crate::deletion;
 use crate::held_objects::HeldObjects;
+use crate::listing::list_all;
 use crate::object_path::{ObjectPath, timeline_prefix, wal_prefix};
 use crate::ports::{Bucket, BucketError, ListRequest, ListedObject};
 use crate::stored_wal::{StoredWal, wal_path};
@@ -55,7 +56,7 @@ pub async fn find_orphans(
     let named = Named::by(tenant, timeline, index);
     let mut swept = Swept::default();
     let mut indexes: Vec<(Generation, ListedObject)> = Vec::new();
-    for object in list(bucket, &timeline_prefix(tenant, timeline)).await? {
+    for object in all_below(bucket, &timeline_prefix(tenant, timeline)).await? {
         match object.path.parse() {
             Ok(ObjectPath::Index { generation, .. }) => {
                 // One older than generations was written by nobody who could be an owner of ours.
@@ -69,7 +70,7 @@ pub async fn find_orphans(
             _ => swept.unknown.push(object.path),
         }
     }
-    for object in list(bucket, &wal_prefix(tenant, timeline)).await? {
+    for object in all_below(bucket, &wal_prefix(tenant, timeline)).await? {
         match object.path.parse() {
             Ok(ObjectPath::Wal { generation, .. }) => {
                 if generation < own && !named.wal.contains(&object.path) {
@@ -176,16 +177,6 @@ pub async fn sweep(
     Ok(swept)
 }
 
-async fn list(bucket: &dyn Bucket, prefix: &str) -> Result<Vec<ListedObject>, BucketError> {
-    let mut objects = Vec::new();
-    let mut after: Option<String> = None;
-    loop {
-        let page =
-            bucket.list(ListRequest { prefix, after: after.as_deref(), ..ListRequest::default() }).await?;
-        objects.extend(page.objects);
-        match page.next {
-            Some(next) => after = Some(next),
-            None => return Ok(objects),
-        }
-    }
+async fn all_below(bucket: &dyn Bucket, prefix: &str) -> Result<Vec<ListedObject>, BucketError> {
+    Ok(list_all(bucket, ListRequest { prefix, ..ListRequest::default() }).await?.objects)
 }

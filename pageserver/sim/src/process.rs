@@ -122,6 +122,7 @@ fn maintenance(dice: &mut Dice) -> Maintenance {
         l0_merge,
         l0_limit: l0_merge + dice.from(1..4) as usize,
         max_deltas: dice.from(1..4) as usize,
+        read_weight: 64,
         image_after: *dice.pick(&[0.5, 1.0, 3.0]),
         garbage: *dice.pick(&[0.05, 0.2]),
         little: *dice.pick(&[1, layer_bytes / 8]),

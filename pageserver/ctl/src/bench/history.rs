@@ -129,6 +129,7 @@ impl BenchHistory {
             shelf_bytes: scaled(compaction.shelf_bytes),
             layer_bytes: scaled(compaction.layer_bytes),
             job_bytes: scaled(compaction.job_bytes),
+            read_weight: scaled(compaction.read_weight),
             ..compaction
         };
         let keep =

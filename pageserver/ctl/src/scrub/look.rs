@@ -17,6 +17,7 @@ use engine::deletion::buried;
 use engine::error_story::error_story;
 use engine::index_keeper::wishes_of;
 use engine::index_store::{FoundIndex, IndexStore, LoadIndexError};
+use engine::listing::list_all;
 use engine::object_path::{
     ObjectPath, claims_prefix, config_prefix, tenant_prefix, tenant_wal_prefix, timelines_prefix, wal_prefix,
 };
@@ -103,17 +104,9 @@ pub async fn tenants(
 
 /// Names of folders directly below a prefix.
 async fn folders(bucket: &dyn Bucket, prefix: &str) -> Result<Vec<String>, BucketError> {
-    let mut names = Vec::new();
-    let mut after: Option<String> = None;
-    loop {
-        let request = ListRequest { prefix, after: after.as_deref(), delimiter: true, limit: None };
-        let page = bucket.list(request).await?;
-        names.extend(page.prefixes.iter().map(|name| name[prefix.len()..].trim_end_matches('/').to_owned()));
-        match page.next {
-            Some(next) => after = Some(next),
-            None => return Ok(names),
-        }
-    }
+    let request = ListRequest { prefix, delimiter: true, ..ListRequest::default() };
+    let folders = list_all(bucket, request).await?.prefixes;
+    Ok(folders.iter().map(|name| name[prefix.len()..].trim_end_matches('/').to_owned()).collect())
 }
 
 /// Objects directly below a prefix, or, without a delimiter, anywhere below it.
@@ -122,17 +115,8 @@ async fn objects(
     prefix: &str,
     delimiter: bool,
 ) -> Result<Vec<ListedObject>, BucketError> {
-    let mut objects = Vec::new();
-    let mut after: Option<String> = None;
-    loop {
-        let page =
-            bucket.list(ListRequest { prefix, after: after.as_deref(), delimiter, limit: None }).await?;
-        objects.extend(page.objects);
-        match page.next {
-            Some(next) => after = Some(next),
-            None => return Ok(objects),
-        }
-    }
+    let all = list_all(bucket, ListRequest { prefix, delimiter, ..ListRequest::default() }).await?;
+    Ok(all.objects)
 }
 
 async fn has_any(bucket: &dyn Bucket, prefix: &str) -> Result<bool, BucketError> {

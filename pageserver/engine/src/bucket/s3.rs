@@ -383,12 +383,12 @@ mod tests {
         for n in 0..1500 {
             std::fs::write(folder.join(format!("{n:04}")), b"x").unwrap();
         }
-        let paths = crate::deletion::list_all(&bucket, "many/").await.unwrap();
+        let paths = crate::listing::list_paths(&bucket, "many/").await.unwrap();
         assert_eq!(paths.len(), 1500);
         assert!(paths.is_sorted());
         bucket.delete(&paths[..1000]).await.unwrap();
         bucket.delete(&paths[1000..]).await.unwrap();
-        assert!(crate::deletion::list_all(&bucket, "many/").await.unwrap().is_empty());
+        assert!(crate::listing::list_paths(&bucket, "many/").await.unwrap().is_empty());
     }
 
     #[tokio::test]

@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use futures::{StreamExt as _, TryStreamExt as _};
 use model::{Generation, TenantShardId};
 
+use crate::listing::{list_all, list_paths};
 use crate::object_path::{ObjectPath, claims_prefix, index_prefix, timelines_prefix};
 use crate::ports::{Bucket, BucketError, ListRequest};
 
@@ -28,23 +29,16 @@ pub(super) async fn list_dated_claims(
 ) -> Result<Vec<(Generation, Option<SystemTime>)>, BucketError> {
     let prefix = claims_prefix(tenant);
     // `after` excludes: the generation before ours brings our own back.
-    let mut after = from
+    let after = from
         .and_then(|from| from.0.checked_sub(1))
         .map(|before| ObjectPath::Claim { tenant, generation: Generation(before) }.to_string());
+    let request = ListRequest { prefix: &prefix, after: after.as_deref(), ..ListRequest::default() };
     let mut claims = Vec::new();
-    loop {
-        let request = ListRequest { prefix: &prefix, after: after.as_deref(), ..ListRequest::default() };
-        let page = bucket.list(request).await?;
-        for object in page.objects {
-            if let Ok(ObjectPath::Claim { generation, .. }) = object.path.parse() {
-                claims.push((generation, object.modified));
-            } else {
-                tracing::warn!(path = object.path, "an object that is no claim lies among the claims");
-            }
-        }
-        match page.next {
-            Some(next) => after = Some(next),
-            None => break,
+    for object in list_all(bucket, request).await?.objects {
+        if let Ok(ObjectPath::Claim { generation, .. }) = object.path.parse() {
+            claims.push((generation, object.modified));
+        } else {
+            tracing::warn!(path = object.path, "an object that is no claim lies among the claims");
         }
     }
     claims.sort_unstable();
@@ -60,23 +54,12 @@ pub(super) async fn highest_index_generation(
     let timelines = list_timeline_prefixes(bucket, tenant).await?;
     futures::stream::iter(timelines)
         .map(|timeline| async move {
-            let prefix = index_prefix(tenant, timeline);
-            let mut highest = None;
-            let mut after: Option<String> = None;
-            loop {
-                let request =
-                    ListRequest { prefix: &prefix, after: after.as_deref(), ..ListRequest::default() };
-                let page = bucket.list(request).await?;
-                for object in &page.objects {
-                    if let Ok(ObjectPath::Index { generation, .. }) = object.path.parse() {
-                        highest = highest.max(generation);
-                    }
-                }
-                match page.next {
-                    Some(next) => after = Some(next),
-                    None => return Ok(highest),
-                }
-            }
+            let paths = list_paths(bucket, &index_prefix(tenant, timeline)).await?;
+            let generations = paths.iter().map(|path| match path.parse() {
+                Ok(ObjectPath::Index { generation, .. }) => generation,
+                _ => None,
+            });
+            Ok(generations.max().flatten())
         })
         .buffer_unordered(INDEX_LISTINGS)
         .try_fold(None, |a: Option<Generation>, b| async move { Ok(a.max(b)) })
@@ -89,26 +72,14 @@ pub(crate) async fn list_timeline_prefixes(
     tenant: TenantShardId,
 ) -> Result<Vec<model::TimelineId>, BucketError> {
     let prefix = timelines_prefix(tenant);
+    let request = ListRequest { prefix: &prefix, delimiter: true, ..ListRequest::default() };
     let mut timelines = Vec::new();
-    let mut after: Option<String> = None;
-    loop {
-        let request = ListRequest {
-            prefix: &prefix,
-            after: after.as_deref(),
-            delimiter: true,
-            ..ListRequest::default()
-        };
-        let page = bucket.list(request).await?;
-        for folder in &page.prefixes {
-            if let Ok(timeline) = folder[prefix.len()..].trim_end_matches('/').parse() {
-                timelines.push(timeline);
-            } else {
-                tracing::warn!(folder, "a folder that is no timeline lies among the timelines");
-            }
-        }
-        match page.next {
-            Some(next) => after = Some(next),
-            None => return Ok(timelines),
+    for folder in list_all(bucket, request).await?.prefixes {
+        if let Ok(timeline) = folder[prefix.len()..].trim_end_matches('/').parse() {
+            timelines.push(timeline);
+        } else {
+            tracing::warn!(folder, "a folder that is no timeline lies among the timelines");
         }
     }
+    Ok(timelines)
 }

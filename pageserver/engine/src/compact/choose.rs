@@ -4,6 +4,8 @@
 //! shelves. After that a stack of deltas is flattened by whichever is cheaper: merging those of like size (what is written is a logarithm of what is
 //! kept), or new images once the deltas above the old ones have several times their bytes. Below the cutoff, deltas are rewritten when what nobody can
 //! read any more has grown to a fraction of what can be read, so that a byte that stays is written again only after so many others have come.
+//!
+//! Reads weigh, too: where deltas are read very often, images are made before the stack is high, and no more often than reads come that pay for them.
 
 use std::collections::BTreeSet;
 
@@ -22,8 +24,10 @@ pub struct CompactionPolicy {
     pub l0_limit: usize,
     /// Deltas that may stand above an image, L0s excepted.
     pub max_deltas: usize,
-    /// Images are made rather than deltas merged when those above the last images have so many times their bytes.
+    /// Images are made rather than deltas merged when those above the last images weigh so many times what these do.
     pub image_after: f64,
+    /// A read of a delta lately weighs as much as so many bytes of it: what is read often is worth images sooner.
+    pub read_weight: u64,
     /// Bytes that nobody can read any more, as a fraction of those below the cutoff that can be read, at which they are collected.
     pub garbage: f64,
     /// Bytes below which nothing is worth a job.
@@ -45,6 +49,7 @@ impl Default for CompactionPolicy {
             l0_limit: 4,
             max_deltas: 3,
             image_after: 3.0,
+            read_weight: 2 << 10,
             garbage: 0.3,
             little: 1 << 20,
             shelf_bytes: 512 << 20,
@@ -237,17 +242,9 @@ const EAGER: f64 = 0.8;
 /// So many times what is worth collecting is too much.
 const MUCH: f64 = 1.5;
 
-/// A shelf on which reads go too deep.
+/// A shelf on which reads go too deep, or so often below its images that new ones are worth it.
 fn flatten(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key]) -> Option<Job> {
     let deltas = shelf.deltas();
-    if deltas.len() <= policy.max_deltas {
-        return None;
-    }
-    let height = stack_height(shelf);
-    if height <= policy.max_deltas {
-        return None;
-    }
-    let urgency = URGENT + height as f64;
     let images = shelf.newest_images(Lsn::MAX);
     let oldest_image = images.iter().map(|layer| layer.name.lsns().start).min();
     let above: Vec<&LayerFacts> = deltas
@@ -255,16 +252,22 @@ fn flatten(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key]) 
         .copied()
         .filter(|layer| oldest_image.is_none_or(|image| layer.name.lsns().end.0 > image.0 + 1))
         .collect();
-    let image_bytes = total(images.iter().copied());
-    let worth_images = total(above.iter().copied()) as f64 >= policy.image_after * image_bytes as f64;
-    if view.may_image(&shelf.keys) && !images.is_empty() && worth_images {
+    let height = if deltas.len() > policy.max_deltas { stack_height(shelf) } else { above.len() };
+    let is_high = height > policy.max_deltas;
+    let urgency = if is_high { URGENT + height as f64 } else { 0.0 };
+    let reads: u64 = above.iter().map(|layer| u64::from(layer.heat)).sum::<u64>() * policy.read_weight;
+    // Where nothing is too high, reads alone must be worth it.
+    let weight = reads + if is_high { total(above.iter().copied()) } else { 0 };
+    let enough = policy.image_after * total(images.iter().copied()) as f64;
+    let may_image = view.may_image(&shelf.keys) && !images.is_empty() && !above.is_empty();
+    if may_image && weight as f64 >= enough {
         let at = Lsn(deltas[0].name.lsns().end.0 - 1);
         let inputs: Vec<&LayerFacts> = above.into_iter().chain(images).collect();
         let image =
             Choice::Image { inputs: names(&inputs), keys: shelf.keys.clone(), at, cuts: cuts.to_vec() };
         return Some((urgency, image));
     }
-    Some((urgency, merge(&above, cuts)?))
+    if is_high { Some((urgency, merge(&above, cuts)?)) } else { None }
 }
 
 /// Whether a job has new images take over from deltas.
@@ -435,7 +438,7 @@ mod tests {
     }
 
     fn facts(name: LayerName, size: u64) -> LayerFacts {
-        LayerFacts { name, size, trimmed_for: None }
+        LayerFacts { name, size, trimmed_for: None, heat: 0 }
     }
 
     fn image(keys: std::ops::Range<u32>, at: u64, size: u64) -> LayerFacts {
@@ -642,6 +645,23 @@ mod tests {
         let (usual, other) = choice(garbage, 40);
         assert!(matches!(usual, Choice::Trim { images: true, .. }), "{usual:?}");
         assert!(matches!(other, Choice::Trim { images: false, .. }), "{other:?}");
+    }
+
+    #[test]
+    fn what_is_read_often_gets_images_before_its_stack_is_high_and_new_ones_when_it_was_read_again() {
+        let choice = |heat, deltas: &[u64]| {
+            let delta = |(n, size): (usize, &u64)| LayerFacts {
+                heat,
+                ..delta(0..20, 11 + n as u64 * 10..21 + n as u64 * 10, *size)
+            };
+            let rest = [base(), deltas.iter().enumerate().map(delta).collect()].concat();
+            choose(&view(vec![], rest, 10, &[]), &CompactionPolicy { read_weight: 10, ..policy() }, &[])
+        };
+        assert_eq!(choice(59, &[5]), Choice::Rest);
+        assert!(matches!(choice(60, &[5]), Choice::Image { at, .. } if at == lsn(20)));
+        assert!(matches!(choice(30, &[5, 5]), Choice::Image { at, .. } if at == lsn(30)));
+        assert!(matches!(choice(0, &[9, 9, 9, 9]), Choice::Merge { .. }));
+        assert!(matches!(choice(15, &[9, 9, 9, 9]), Choice::Image { .. }));
     }
 
     #[test]

@@ -42,6 +42,7 @@ pub fn view_of(part: &IndexPart, retention: Retention) -> View {
             name: name.clone(),
             size: metadata.file_size,
             trimmed_for: metadata.palimpsest.as_ref().and_then(|details| details.trimmed_for.clone()),
+            heat: 0,
         })
         .partition(|layer| layer.name.is_l0());
     l0.sort_by_key(|layer| layer.name.lsns().start);
@@ -79,17 +80,18 @@ mod tests {
     fn delta(keys: std::ops::Range<u32>, lsns: std::ops::Range<u64>, size: u64) -> LayerFacts {
         let name =
             LayerName::Delta { keys: key(keys.start)..key(keys.end), lsns: Lsn(lsns.start)..Lsn(lsns.end) };
-        LayerFacts { name, size, trimmed_for: None }
+        LayerFacts { name, size, trimmed_for: None, heat: 0 }
     }
 
     fn view(cutoff: u64) -> View {
         let image = LayerName::Image { keys: key(0)..key(9), lsn: Lsn(10) };
-        let mut rest = vec![LayerFacts { name: image, size: 100, trimmed_for: None }];
+        let mut rest = vec![LayerFacts { name: image, size: 100, trimmed_for: None, heat: 0 }];
         rest.extend((0..4).map(|n| delta(0..9, 11 + n * 10..21 + n * 10, 10 << n)));
         let l0 = LayerFacts {
             name: LayerName::Delta { keys: Key::ALL, lsns: Lsn(51)..Lsn(61) },
             size: 7,
             trimmed_for: None,
+            heat: 0,
         };
         View {
             l0: vec![l0],

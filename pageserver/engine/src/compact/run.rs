@@ -116,6 +116,7 @@ pub async fn view(timeline: &Timeline) -> View {
             name: layer.name().clone(),
             size: layer.file_size(),
             trimmed_for: details.and_then(|details| details.trimmed_for.clone()),
+            heat: layer.heat(),
         }
     };
     View {

@@ -6,7 +6,7 @@
 
 use model::{Key, KeyRange, LayerName, Lsn};
 
-use crate::retention::Named;
+use crate::layer_map::MapLayer;
 
 /// A layer as the policy sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,9 +17,11 @@ pub struct LayerFacts {
     pub size: u64,
     /// Of a delta that was rewritten so that only what these points read is left in it.
     pub trimmed_for: Option<Vec<Lsn>>,
+    /// How often it was read lately.
+    pub heat: u32,
 }
 
-impl Named for LayerFacts {
+impl MapLayer for LayerFacts {
     fn name(&self) -> &LayerName {
         &self.name
     }
@@ -136,6 +138,7 @@ mod tests {
             name: LayerName::Image { keys: key(from)..key(to), lsn: Lsn(8) },
             size,
             trimmed_for: None,
+            heat: 0,
         }
     }
 

@@ -11,8 +11,9 @@ use model::{Generation, TenantShardId};
 use serde::{Deserialize, Serialize};
 
 use crate::claim::{Claim, ValidateError};
+use crate::listing::list_paths;
 use crate::object_path::{ObjectPath, config_prefix};
-use crate::ports::{Body, Bucket, BucketError, ListRequest, PutIf};
+use crate::ports::{Body, Bucket, BucketError, PutIf};
 
 /// Fewest and most bytes of changes that are gathered into one layer.
 const CHECKPOINT_DISTANCES: std::ops::RangeInclusive<u64> = 64 << 10..=1 << 40;
@@ -111,26 +112,16 @@ async fn newest(
 ) -> Result<Option<Generation>, BucketError> {
     let prefix = config_prefix(tenant);
     let mut newest = None;
-    let mut after: Option<String> = None;
-    loop {
-        let request = ListRequest { prefix: &prefix, after: after.as_deref(), ..ListRequest::default() };
-        let page = bucket.list(request).await?;
-        for object in &page.objects {
-            match object.path.parse() {
-                Ok(ObjectPath::Config { generation, .. }) if generation <= not_above => {
-                    newest = newest.max(Some(generation));
-                }
-                Ok(_) => {}
-                Err(_) => {
-                    tracing::warn!(path = object.path, "an object that is no configuration lies among those");
-                }
+    for path in list_paths(bucket, &prefix).await? {
+        match path.parse() {
+            Ok(ObjectPath::Config { generation, .. }) if generation <= not_above => {
+                newest = newest.max(Some(generation));
             }
-        }
-        match page.next {
-            Some(next) => after = Some(next),
-            None => return Ok(newest),
+            Ok(_) => {}
+            Err(_) => tracing::warn!(path, "an object that is no configuration lies among those"),
         }
     }
+    Ok(newest)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use codec::tenant_manifest::{OffloadedTimeline, TenantManifest, TenantManifestEr
 use model::Generation;
 
 use crate::claim::Claim;
-use crate::deletion::list_all;
+use crate::listing::list_paths;
 use crate::object_path::{ObjectPath, manifest_prefix};
 use crate::ports::{Body, BucketError, ETag, PutIf};
 
@@ -44,7 +44,7 @@ impl ManifestKeeper {
     pub async fn find(&mut self) -> Result<(), ManifestError> {
         let (bucket, tenant) = (self.claim.bucket(), self.claim.tenant());
         let own = self.claim.generation();
-        let paths = list_all(&**bucket, &manifest_prefix(tenant)).await?;
+        let paths = list_paths(&**bucket, &manifest_prefix(tenant)).await?;
         let newest: Option<Generation> = paths
             .iter()
             .filter_map(|path| match path.parse() {
