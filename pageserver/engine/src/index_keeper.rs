@@ -411,7 +411,9 @@ impl IndexKeeper {
                 self.counts.last_bytes.store(*bytes as u64, Relaxed);
                 self.counts.layer_bytes.store(layer_bytes(&part), Relaxed);
                 state.settled = Arc::new(part);
-                outcomes.iter().for_each(|outcome| drop(outcome.set(Ok(()))));
+                for outcome in outcomes.iter() {
+                    let _ = outcome.set(Ok(())); // it is told once
+                }
             }
             Err(error) => {
                 state.newest = IndexPart::clone(&state.settled);

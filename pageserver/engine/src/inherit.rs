@@ -245,7 +245,7 @@ async fn cut(
     let whole = layer.name();
     let name = LayerName::Delta { keys: whole.keys().clone(), lsns: whole.lsns().start..bound.add(1) };
     // An earlier attempt may have used the name for what the layer was then.
-    let name = store.unused_name(name.clone(), false).ok_or(WriteLayerError::NameUsed(name))?;
+    let name = store.unused_name(name, false)?;
     let written = store.finish_delta(delta, name.clone(), commits).await?;
     let mut own = metadata_of(&written, store.claim(), commits);
     if let (Some(own), Some(theirs)) = (&mut own.palimpsest, &metadata.palimpsest) {

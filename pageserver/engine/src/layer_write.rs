@@ -166,17 +166,18 @@ impl LayerStore {
     }
 
     /// A name for a layer that says the same as `name` and that this owner has not used yet. LSNs at which something changes are multiples of 8, so
-    /// there is room for others between them; `None` once that is used up. An image moves up, or down with `down`, where nothing below its own LSN is read.
-    pub fn unused_name(&self, name: LayerName, down: bool) -> Option<LayerName> {
+    /// there is room for others between them, until that is used up. An image moves up, or down with `down`, where nothing below its own LSN is read.
+    pub fn unused_name(&self, name: LayerName, down: bool) -> Result<LayerName, WriteLayerError> {
         let mut names = self.names.lock().expect("no holder panics");
         let moved = (0..NAMES).map(|by| match name.clone() {
             LayerName::Image { keys, lsn } if down => LayerName::Image { keys, lsn: Lsn(lsn.0 - by) },
             LayerName::Image { keys, lsn } => LayerName::Image { keys, lsn: lsn.add(by) },
             LayerName::Delta { keys, lsns } => LayerName::Delta { keys, lsns: lsns.start.add(by)..lsns.end },
         });
-        let unused = moved.into_iter().find(|name| !names.contains(name))?;
+        let unused = moved.into_iter().find(|name| !names.contains(name));
+        let unused = unused.ok_or(WriteLayerError::NameUsed(name))?;
         names.insert(unused.clone());
-        Some(unused)
+        Ok(unused)
     }
 
     /// Counts the bytes of its layers that are on the local disk.

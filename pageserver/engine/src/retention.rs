@@ -235,7 +235,7 @@ mod tests {
         ];
         let gone = |cutoff, points: &[u64]| {
             let retention = Retention::new(lsn(cutoff), points.iter().copied().map(lsn));
-            unneeded(&layers, &retention).into_iter().map(|name| name.to_string()).collect::<Vec<_>>()
+            unneeded(&layers, &retention).into_iter().map(ToString::to_string).collect::<Vec<_>>()
         };
         let names = |some: &[usize]| some.iter().map(|at| layers[*at].to_string()).collect::<Vec<_>>();
         assert_eq!(gone(19, &[]), names(&[]));

@@ -85,7 +85,9 @@ pub async fn find_orphans(
     indexes.sort_by_key(|(generation, _)| *generation);
     if index.is_some() {
         indexes.pop();
-        indexes.into_iter().for_each(|(_, object)| swept.take(object, grace, now));
+        for (_, object) in indexes {
+            swept.take(object, grace, now);
+        }
     }
     Ok(swept)
 }

@@ -98,14 +98,16 @@ async fn make(bucket: &Arc<dyn Bucket>) {
     let store = LayerStore::new(bucket.clone(), cache, claim.clone(), tenant(), main_timeline());
     let mut image = store.begin_image().unwrap();
     let clog = Key::slru_page(model::SlruKind::Clog, 0, 0);
-    let mut entries = vec![
+    let mut entries = [
         (Key::CHECKPOINT, checkpoint().to_vec()),
         (Key::CONTROL_FILE, control_file()),
         (clog, ZERO_PAGE.to_vec()),
         (Key::slru_size(model::SlruKind::Clog, 0), 1u32.to_le_bytes().to_vec()),
     ];
     entries.sort_by_key(|(key, _)| *key);
-    entries.iter().for_each(|(key, value)| image.push(*key, value).unwrap());
+    for (key, value) in &entries {
+        image.push(*key, value).unwrap();
+    }
     let written = store.finish_image(image, LayerName::Image { keys: Key::ALL, lsn: BASE }).await.unwrap();
     let metadata = TimelineMetadata {
         disk_consistent_lsn: BASE,

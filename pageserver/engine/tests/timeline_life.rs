@@ -625,7 +625,7 @@ async fn a_detached_branch_and_all_others_read_as_before_and_its_ancestor_can_go
         let left: Readable = before
             .iter()
             .filter(|((of, ..), _)| [BRANCH, BELOW].contains(of))
-            .map(|(k, v)| (*k, v.clone()))
+            .map(|(k, v)| (*k, *v))
             .collect();
         assert_same(&server.read(&[BRANCH, BELOW], &lsns).await, &left);
         assert_same(&server.read(&[ARCHIVED], &lsns).await, &of_archived);
@@ -669,8 +669,7 @@ async fn a_branch_of_a_branch_gets_what_it_sees_of_all_its_ancestors() {
     assert_eq!(b.detach(id(9)).await.unwrap(), []);
     b.delete(id(8)).await.unwrap();
     let c = world.start().await;
-    let left: Readable =
-        before.iter().filter(|((of, ..), _)| *of == id(9)).map(|(k, v)| (*k, v.clone())).collect();
+    let left: Readable = before.iter().filter(|((of, ..), _)| *of == id(9)).map(|(k, v)| (*k, *v)).collect();
     assert_same(&c.read(&[id(9)], &lsns).await, &left);
 }
 
@@ -748,11 +747,8 @@ async fn a_branch_is_detached_or_not_wherever_that_breaks_off_and_nothing_reads_
                 next.delete(MAIN).await.unwrap();
                 let last = world.start().await;
                 let left = [BRANCH, BELOW];
-                let expected: Readable = before
-                    .iter()
-                    .filter(|((of, ..), _)| left.contains(of))
-                    .map(|(k, v)| (*k, v.clone()))
-                    .collect();
+                let expected: Readable =
+                    before.iter().filter(|((of, ..), _)| left.contains(of)).map(|(k, v)| (*k, *v)).collect();
                 assert_same(&last.read(&left, &lsns).await, &expected);
                 last.unarchive(ARCHIVED).await.unwrap();
             },

@@ -574,7 +574,7 @@ impl Config {
             ..CompactionPolicy::default()
         };
         let keep = KeepHistory { interval: self.pitr_interval.0, bytes: self.gc_horizon.0 };
-        (!self.compaction_period.0.is_zero()).then(|| Maintenance {
+        (!self.compaction_period.0.is_zero()).then_some(Maintenance {
             compaction,
             keep,
             period: self.compaction_period.0,

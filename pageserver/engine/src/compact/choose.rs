@@ -677,7 +677,7 @@ mod tests {
         let rest = [base(), vec![delta(0..9, 11..21, 60), delta(9..20, 11..21, 50)]].concat();
         let both = view(vec![], rest, 30, &[]);
         let Choice::Trim { keys, .. } = choose(&both, &policy(), &[]) else { panic!("nothing trimmed") };
-        let Choice::Trim { keys: other, .. } = choose(&both, &policy(), &[keys.clone()]) else {
+        let Choice::Trim { keys: other, .. } = choose(&both, &policy(), std::slice::from_ref(&keys)) else {
             panic!("all avoided")
         };
         assert_ne!(keys, other);

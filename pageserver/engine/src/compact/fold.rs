@@ -64,8 +64,8 @@ pub struct Fold<'a> {
     key: Key,
     /// Which point the versions at hand come before; the number of points when they come after all.
     segment: usize,
-    /// What `chain` builds upon; `None` when that lies below the layers at hand and was not asked for.
-    base: Option<Option<Bytes>>,
+    /// What `chain` builds upon.
+    base: Base,
     /// Changes since `base`.
     chain: Vec<Link>,
     /// How many of the chain's last changes belong to this segment and are not written yet.
@@ -75,6 +75,23 @@ pub struct Fold<'a> {
     last: Lsn,
     /// Redo of the chain fails, which only its readers need to know.
     beyond_redo: bool,
+}
+
+/// What changes build upon.
+enum Base {
+    /// It lies below the layers at hand, and was not asked for.
+    Below,
+    /// This, or nothing.
+    Known(Option<Bytes>),
+}
+
+impl Base {
+    fn page(&self) -> Option<Bytes> {
+        match self {
+            Base::Below => None,
+            Base::Known(page) => page.clone(),
+        }
+    }
 }
 
 /// A change, as a delta layer has it.
@@ -92,7 +109,7 @@ impl<'a> Fold<'a> {
             pg,
             key,
             segment: 0,
-            base: None,
+            base: Base::Below,
             chain: Vec::new(),
             pending: 0,
             collapsed: None,
@@ -134,7 +151,7 @@ impl<'a> Fold<'a> {
             StoredValue::Encoded(value) => {
                 self.last = version.lsn;
                 if version.will_init {
-                    self.base = Some(None);
+                    self.base = Base::Known(None);
                     self.chain.clear();
                     self.pending = 0;
                     self.collapsed = None;
@@ -167,7 +184,7 @@ impl<'a> Fold<'a> {
     }
 
     fn rebase(&mut self, value: Option<Bytes>) {
-        self.base = Some(value);
+        self.base = Base::Known(value);
         self.chain.clear();
         self.pending = 0;
     }
@@ -181,10 +198,10 @@ impl<'a> Fold<'a> {
 
     /// The state that all versions so far have led to; `None` when there is none.
     async fn value(&mut self, around: &impl Surroundings) -> Result<Option<Bytes>, ReadError> {
-        if self.base.is_none() {
-            self.base = Some(around.below(self.key).await?);
+        if matches!(self.base, Base::Below) {
+            self.base = Base::Known(around.below(self.key).await?);
         }
-        let base = self.base.clone().flatten();
+        let base = self.base.page();
         if self.chain.is_empty() {
             return Ok(base);
         }
@@ -215,7 +232,7 @@ impl<'a> Fold<'a> {
 
     fn write_pending(&mut self, kept: &mut Vec<Kept>) {
         if let Some(lsn) = self.collapsed.take() {
-            let image = self.base.clone().flatten().unwrap_or_default();
+            let image = self.base.page().unwrap_or_default();
             // What came before is in the image; what came after follows.
             kept.push(Kept::Version { lsn, will_init: true, value: Value::Image(&image).to_bytes().into() });
         }
@@ -235,7 +252,7 @@ impl<'a> Fold<'a> {
         if self.segment == 0 && self.rules.images {
             // Of what cannot be seen, not even the changes need be there: a merge before may have dropped what they build upon.
             let is_live = around.is_live(self.key, point).await?;
-            let is_known = self.last.is_valid() || self.base.is_some();
+            let is_known = self.last.is_valid() || matches!(self.base, Base::Known(_));
             let value = if is_live && is_known { self.value(around).await? } else { None };
             // An empty value says that something was dropped, and stays: a read of a sparse key goes on below an image that lacks it, and so does a
             // later rewriting, which takes absence for nothing new.

@@ -312,14 +312,16 @@ impl Rewrite {
     ) -> Result<Vec<Piece>, CompactError> {
         let keys = self.keys.clone();
         let only_images = self.rules.images && !self.rules.above;
-        let mut pieces = Vec::new();
+        let mut pieces: Vec<Piece> = Vec::new();
         match self.write(timeline, snapshot, policy, &mut pieces).await {
             Ok(()) if pieces.is_empty() && only_images => {
                 Err(CompactError::NothingThere { from: keys.start, to: keys.end })
             }
             Ok(()) => Ok(pieces),
             Err(error) => {
-                pieces.iter().for_each(|piece: &Piece| piece.layer.retire(timeline.retired()));
+                for piece in &pieces {
+                    piece.layer.retire(timeline.retired());
+                }
                 Err(error)
             }
         }
@@ -399,12 +401,15 @@ impl Rewrite {
     }
 }
 
+/// A relation's size as of some LSNs; `None` where it is not there.
+type SizeAt = HashMap<Lsn, Option<u32>>;
+
 /// What lies around the layers of a job.
 struct Around<'a> {
     snapshot: &'a Snapshot,
     below: Lsn,
     /// Sizes of the relation whose blocks are on their way.
-    sizes: Mutex<Option<(RelTag, HashMap<Lsn, Option<u32>>)>>,
+    sizes: Mutex<Option<(RelTag, SizeAt)>>,
 }
 
 impl Surroundings for Around<'_> {
@@ -423,16 +428,13 @@ impl Surroundings for Around<'_> {
             *known = rel;
             sizes.clear();
         }
-        let size = match sizes.get(&at) {
-            Some(size) => *size,
-            None => {
-                let size_key = Key::rel_size(rel);
-                let value = self.snapshot.below(size_key, at).await?;
-                let size = crate::read::decode_size(size_key, at, value.as_deref())?;
-                sizes.insert(at, size);
-                size
-            }
-        };
+        if let Some(size) = sizes.get(&at) {
+            return Ok(size.is_some());
+        }
+        let size_key = Key::rel_size(rel);
+        let value = self.snapshot.below(size_key, at).await?;
+        let size = crate::read::decode_size(size_key, at, value.as_deref())?;
+        sizes.insert(at, size);
         Ok(size.is_some())
     }
 }

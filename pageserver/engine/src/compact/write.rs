@@ -115,7 +115,7 @@ impl Deltas {
         let Some(file) = self.open.take() else { return Ok(None) };
         let (first, last) = file.keys().expect("a piece is begun with a version");
         let name = LayerName::Delta { keys: first..last.next(), lsns: self.lsns.clone() };
-        let name = store.unused_name(name.clone(), false).ok_or(WriteLayerError::NameUsed(name))?;
+        let name = store.unused_name(name, false)?;
         let commits = self.commits.take();
         let written = store.finish_delta(file, name, commits).await?;
         let mut piece = piece(store, written, commits);
@@ -178,7 +178,7 @@ impl Images {
         let Some(file) = self.open.take() else { return Ok(None) };
         let end = key.unwrap_or(self.to);
         let name = LayerName::Image { keys: self.from..end, lsn: self.lsn };
-        let name = store.unused_name(name.clone(), self.is_lowest).ok_or(WriteLayerError::NameUsed(name))?;
+        let name = store.unused_name(name, self.is_lowest)?;
         let written = store.finish_image(file, name).await?;
         self.from = end;
         Ok(Some(piece(store, written, None)))

@@ -160,9 +160,10 @@ impl Tenants {
         if tenant.slot(timeline).is_some() {
             let mut children = tenant.index_store.children(timeline).await?;
             // What could not be told that it hangs on another now.
-            children.extend(tenant.open_timelines().iter().filter_map(|open| {
-                open.ancestor().is_some_and(|(ancestor, _)| ancestor == timeline).then(|| open.id())
-            }));
+            let open = tenant.open_timelines();
+            let hangs_on_it =
+                |open: &&Timeline| open.ancestor().is_some_and(|(ancestor, _)| ancestor == timeline);
+            children.extend(open.iter().filter(hangs_on_it).map(Timeline::id));
             children.sort_unstable();
             children.dedup();
             if !children.is_empty() {

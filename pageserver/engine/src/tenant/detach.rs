@@ -217,12 +217,12 @@ impl Tenants {
                 continue;
             }
             let part = open.index().part().await;
-            let settled = match (part.metadata().ancestor_timeline, &part.lineage.original_ancestor) {
-                (None, Some((from, at, _))) => self.finish_detaching(tenant, &open, *from, *at).await,
-                _ => {
-                    let unblocked = open.index().update(|part| part.unblock_gc(DETACH_ANCESTOR)).await;
-                    unblocked.map_err(PutIndexError::into)
-                }
+            let left = (part.metadata().ancestor_timeline, &part.lineage.original_ancestor);
+            let settled = if let (None, Some((from, at, _))) = left {
+                self.finish_detaching(tenant, &open, *from, *at).await
+            } else {
+                let unblocked = open.index().update(|part| part.unblock_gc(DETACH_ANCESTOR)).await;
+                unblocked.map_err(PutIndexError::into)
             };
             if let Err(error) = settled {
                 warn!(timeline = %open.id(), "its detachment from its ancestor is not finished: {}", error_story(&error));

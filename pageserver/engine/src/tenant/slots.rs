@@ -269,7 +269,7 @@ impl Tenant {
                     self.note_wishes(timeline, Some(archived.wishes(self.claim.surely_now())));
                 }
                 TimelineView::Deleting => {
-                    drop(self.wishes.lock().expect("no holder panics").remove(&timeline))
+                    drop(self.wishes.lock().expect("no holder panics").remove(&timeline));
                 }
                 TimelineView::Importing | TimelineView::Broken(_) => {}
             }

@@ -49,11 +49,10 @@ impl Chains {
 /// A page of the commit log only where a commit changed it: as an image it carries that commit's time. Sizes and directories are whole always.
 fn may_be_whole(key: Key, value: &[u8]) -> bool {
     match key.kind() {
-        Some(KeyKind::RelBlock { .. }) => true,
         Some(KeyKind::SlruPage { slru: SlruKind::Clog, .. }) => {
             matches!(Value::decode(value), Ok(Value::Change(Change::Committed { .. })))
         }
-        Some(KeyKind::SlruPage { .. }) => true,
+        Some(KeyKind::RelBlock { .. } | KeyKind::SlruPage { .. }) => true,
         _ => false,
     }
 }

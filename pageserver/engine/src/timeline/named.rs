@@ -157,8 +157,8 @@ mod tests {
         SystemTime::UNIX_EPOCH + Duration::from_hours(500_000) + Duration::from_mins(minutes)
     }
 
-    fn minutes(minutes: u64) -> Option<Duration> {
-        Some(Duration::from_mins(minutes))
+    fn minutes(minutes: u64) -> Duration {
+        Duration::from_mins(minutes)
     }
 
     fn nothing() -> Extension {
@@ -174,11 +174,11 @@ mod tests {
             assert_eq!(named.created_at, Some(UtcTime::from_system_time(at(0))));
             (named.valid_until.map(|until| until.to_system_time()), changed)
         };
-        assert_eq!(give(minutes(10), 0), (Some(at(10)), Changed::Yes));
-        assert_eq!(give(minutes(5), 1), (Some(at(10)), Changed::No));
-        assert_eq!(give(minutes(10), 1), (Some(at(11)), Changed::Yes));
+        assert_eq!(give(Some(minutes(10)), 0), (Some(at(10)), Changed::Yes));
+        assert_eq!(give(Some(minutes(5)), 1), (Some(at(10)), Changed::No));
+        assert_eq!(give(Some(minutes(10)), 1), (Some(at(11)), Changed::Yes));
         assert_eq!(give(None, 2), (None, Changed::Yes));
-        assert_eq!(give(minutes(10), 3), (None, Changed::No));
+        assert_eq!(give(Some(minutes(10)), 3), (None, Changed::No));
         assert!(matches!(
             give_name(&mut ours, "x", Lsn(16), None, at(4)),
             Err(NameError::Taken { lsn: Lsn(8), .. })
@@ -188,11 +188,11 @@ mod tests {
     #[test]
     fn a_name_that_is_over_is_free_and_leaves_like_a_lease() {
         let mut ours = nothing();
-        give_name(&mut ours, "short", Lsn(8), minutes(1), at(0)).unwrap();
+        give_name(&mut ours, "short", Lsn(8), Some(minutes(1)), at(0)).unwrap();
         give_name(&mut ours, "good", Lsn(8), None, at(0)).unwrap();
         let (named, changed) = give_name(&mut ours, "short", Lsn(16), None, at(1)).unwrap();
         assert_eq!((named.lsn, changed), (Lsn(16), Changed::Yes));
-        give_name(&mut ours, "other", Lsn(8), minutes(1), at(0)).unwrap();
+        give_name(&mut ours, "other", Lsn(8), Some(minutes(1)), at(0)).unwrap();
         drop_expired(&mut ours, at(1));
         assert_eq!(ours.named_lsns.keys().collect::<Vec<_>>(), ["good", "short"]);
     }

@@ -85,7 +85,7 @@ impl Book {
             return None;
         }
         let block = block / self.step;
-        last_at(&self.relations.get(&rel)?.blocks.get(block as usize)?, lsn)
+        last_at(self.relations.get(&rel)?.blocks.get(block as usize)?, lsn)
     }
 
     /// Relations that exist, with their sizes.

@@ -149,24 +149,20 @@ impl Run<'_> {
             }
             if is_due(steps, STEPS) {
                 steps += 1;
-                moments.push(self.moment(share, std::mem::take(&mut depth)).await?);
+                moments.push(self.moment(share, std::mem::take(&mut depth))?);
                 if let Some(moment) = moments.last() {
-                    moment.print(self.begun_after(started));
+                    moment.print(started.elapsed().as_secs_f64());
                 }
             }
         }
         let written = started.elapsed();
         self.session.rest().await?;
-        moments.push(self.moment(1.0, depth).await?);
+        moments.push(self.moment(1.0, depth)?);
         if let Some(moment) = moments.last() {
-            moment.print(self.begun_after(started));
+            moment.print(started.elapsed().as_secs_f64());
         }
         self.report(&moments, written).await?;
         self.verify().await
-    }
-
-    fn begun_after(&self, started: Instant) -> f64 {
-        started.elapsed().as_secs_f64()
     }
 
     /// A page of those that stay: most are of a small part of them, wherever that lies.
@@ -276,7 +272,7 @@ impl Run<'_> {
         self.session.author.book.forget(&Retention::new(retention.cutoff, points));
     }
 
-    async fn moment(&mut self, share: f64, depth: Depth) -> Result<Moment> {
+    fn moment(&mut self, share: f64, depth: Depth) -> Result<Moment> {
         let written = self.session.author.written();
         let book = &self.session.author.book;
         let retention = self.session.timeline.retention();
@@ -327,7 +323,9 @@ impl Run<'_> {
         println!();
         self.session.print_requests();
         let mut depth = Depth::default();
-        moments.iter().for_each(|moment| depth.merge(&moment.depth));
+        for moment in moments {
+            depth.merge(&moment.depth);
+        }
         let worst =
             |of: &dyn Fn(&Depth) -> usize| moments.iter().map(|moment| of(&moment.depth)).max().unwrap_or(0);
         println!(

@@ -87,7 +87,7 @@ pub async fn read_page(
     ensure!(
         value[..] == page_of(rel, block, version, written)[..],
         "block {block} of {rel} at {lsn} is not version {version} of {written}; its LSN is {}",
-        value.first_chunk().map_or(Lsn::INVALID, |page| codec::page::lsn(page)),
+        value.first_chunk().map_or(Lsn::INVALID, codec::page::lsn),
     );
     Ok(())
 }

@@ -85,7 +85,7 @@ pub async fn run_one(arguments: &BenchHistory) -> Result<()> {
             checkpoints += 1;
             session.author.checkpoint();
         }
-        if done as f64 / arguments.wal.0 as f64 * SAMPLES as f64 >= samples as f64 {
+        if done as f64 / arguments.wal.0 as f64 * SAMPLES as f64 >= f64::from(samples) {
             samples += 1;
             let lsn = session.timeline.last_record_lsn();
             let block = session.random.random_range(0..pages / REMEMBERED + 1) * REMEMBERED;

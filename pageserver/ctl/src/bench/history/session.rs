@@ -27,7 +27,7 @@ use super::{BenchHistory, Scaled};
 /// Bytes of WAL handed over at a time, as a receiver does.
 pub const MESSAGE: usize = 128 << 10;
 /// What commits say goes from so long ago to now.
-pub const MONTH: Duration = Duration::from_secs(30 * 86_400);
+pub const MONTH: Duration = Duration::from_hours(30 * 24);
 
 /// One timeline that is written to, and all around it.
 pub struct Session {
