@@ -411,7 +411,7 @@ impl IndexKeeper {
                 self.counts.last_bytes.store(*bytes as u64, Relaxed);
                 self.counts.layer_bytes.store(layer_bytes(&part), Relaxed);
                 state.settled = Arc::new(part);
-                for outcome in outcomes.iter() {
+                for outcome in &*outcomes {
                     let _ = outcome.set(Ok(())); // it is told once
                 }
             }

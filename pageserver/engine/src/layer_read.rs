@@ -404,12 +404,12 @@ impl Layer {
             self.warm(layout).await?;
         }
         let kind = kind_of(layout, chunk);
-        let checked = async || {
+        let checked = async |again: bool| {
             let bytes = self.raw_chunk(chunk, kind, reading).await?;
-            self.check_chunk(layout, chunk, &bytes, reading).await.map(|()| bytes)
+            self.check_chunk(layout, chunk, &bytes, reading, again).await.map(|()| bytes)
         };
-        let bytes = match checked().await {
-            Err(ReadFileError::Damaged(error)) if self.is_only_local(&error) => checked().await?,
+        let bytes = match checked(false).await {
+            Err(ReadFileError::Damaged(error)) if self.is_only_local(&error) => checked(true).await?,
             other => other?,
         };
         self.object.admit(chunk, kind, reading, bytes.clone());
@@ -427,18 +427,18 @@ impl Layer {
 
     /// Adjacent chunks, checked, for one who reads the layer from one end to the other: what is at hand is used, and nothing that is fetched is kept.
     pub(crate) async fn chunks(&self, layout: &Layout, chunks: Range<u32>) -> Result<Vec<Bytes>, ReadError> {
-        let read = async || {
+        let read = async |again: bool| {
             let loaded = match self.object.load_run_once(chunks.clone()).await {
                 Err(FetchError::Gone(path)) => Err(self.gone(path).await),
                 other => Ok(other?),
             }?;
             for (chunk, bytes) in chunks.clone().zip(&loaded) {
-                self.check_chunk(layout, chunk, bytes, ReadFor::Scan).await?;
+                self.check_chunk(layout, chunk, bytes, ReadFor::Scan, again).await?;
             }
             Ok(loaded)
         };
-        let checked = match read().await {
-            Err(ReadFileError::Damaged(error)) if self.is_only_local(&error) => read().await,
+        let checked = match read(false).await {
+            Err(ReadFileError::Damaged(error)) if self.is_only_local(&error) => read(true).await,
             other => other,
         };
         checked.map_err(|error| self.story(error))
@@ -464,16 +464,18 @@ impl Layer {
         self.story(error.into())
     }
 
+    /// Checks a chunk by checksums that are read once: where they are kept they may be damaged, too. Those that are in a chunk which was fetched `again` are
+    /// taken from there; else they are read like any, which counts as a use of them.
     async fn check_chunk(
         &self,
         layout: &Layout,
         chunk: u32,
         bytes: &Bytes,
         reading: ReadFor,
+        again: bool,
     ) -> Result<(), ReadFileError> {
         if let Some(table) = layout.checksums() {
-            // What one block needs the next one needs, too; and what was just read may be another thing where it is kept.
-            let mut sums = (chunk, bytes.clone());
+            let mut sums = again.then(|| (chunk, bytes.clone()));
             for (index, block) in bytes.chunks_exact(BLOCK_SIZE).enumerate() {
                 let number = chunk * BLOCKS_PER_CHUNK + index as u32;
                 self.check(table, number, as_block(block), &mut sums, reading).await?;
@@ -487,7 +489,7 @@ impl Layer {
         table: ChecksumTable,
         number: u32,
         block: &Block,
-        at_hand: &mut (u32, Bytes),
+        at_hand: &mut Option<(u32, Bytes)>,
         reading: ReadFor,
     ) -> Result<(), ReadFileError> {
         if number == 0 {
@@ -497,14 +499,14 @@ impl Layer {
         } else if let Some(sum) = table.locate(number) {
             // From memory when its chunk was admitted, else unchecked: a block of the table checks itself.
             let chunk = sum.table_block / BLOCKS_PER_CHUNK;
-            if at_hand.0 != chunk {
-                let bytes = match self.object.in_memory(chunk, PieceKind::Index, reading) {
+            let bytes = match at_hand.take().filter(|(at_hand, _)| *at_hand == chunk) {
+                Some((_, bytes)) => bytes,
+                None => match self.object.in_memory(chunk, PieceKind::Index, reading) {
                     Some(bytes) => bytes,
                     None => self.raw_chunk(chunk, PieceKind::Index, reading).await?,
-                };
-                *at_hand = (chunk, bytes);
-            }
-            let bytes = &at_hand.1;
+                },
+            };
+            let (_, bytes) = at_hand.insert((chunk, bytes));
             let at = (sum.table_block % BLOCKS_PER_CHUNK) as usize * BLOCK_SIZE;
             let sums = bytes.get(at..at + BLOCK_SIZE).ok_or_else(|| too_short(at as u64, bytes.len()))?;
             table.check_table_block(sum.table_block, as_block(sums))?;

@@ -100,10 +100,13 @@ impl Run {
         }
         self.world.did("delete");
         let id = self.ledger.lines()[line].id;
-        {
+        let (before, asked_for) = {
             let line = &mut self.ledger.lines()[line];
-            line.deleted = if line.deleted == Sure::Yes { Sure::Yes } else { Sure::Maybe };
-        }
+            let before = line.deleted;
+            line.deleted = if before == Sure::Yes { Sure::Yes } else { Sure::Maybe };
+            line.deletions += 1;
+            (before, line.deletions)
+        };
         let (this, process) = (Arc::clone(self), Arc::clone(process));
         let asked = Instant::now();
         process.clone().spawn(async move {
@@ -116,7 +119,7 @@ impl Run {
                 }
                 Err(error) => {
                     this.world.tell(|| format!("line {line} was not deleted: {}", story(&error)));
-                    // Nothing was begun: it stays as it was, if nobody else asks.
+                    // Nothing was begun: it stays as it was, if nobody else asked.
                     let was_refused = matches!(
                         error,
                         ChangeError::HasChildren(..)
@@ -124,8 +127,11 @@ impl Run {
                             | ChangeError::Stale(_)
                     );
                     let mut lines = this.ledger.lines();
-                    if was_refused && lines[line].deleted == Sure::Maybe && !lines[line].deletion_begun {
-                        lines[line].deleted = Sure::No;
+                    if was_refused {
+                        let is_only_one = before == Sure::No && lines[line].deletions == asked_for;
+                        if is_only_one && !lines[line].deletion_begun {
+                            lines[line].deleted = Sure::No;
+                        }
                     } else {
                         lines[line].deletion_begun = true;
                     }
@@ -224,7 +230,7 @@ impl Run {
                     }
                 }
                 Err(error) => {
-                    this.world.tell(|| format!("line {line} was not unarchived: {}", story(&error)))
+                    this.world.tell(|| format!("line {line} was not unarchived: {}", story(&error)));
                 }
             }
             if process.is_alive() {
@@ -287,16 +293,13 @@ impl Run {
         let name = {
             let line = &mut self.ledger.lines()[line];
             let known = line.names.iter_mut().next_back().filter(|(_, known)| known.forgotten == Sure::No);
-            match known.filter(|_| part.is_multiple_of(4)) {
-                Some((name, known)) => {
-                    lsn = known.lsn;
-                    known.prolonged = true;
-                    name.clone()
-                }
-                None => {
-                    line.names_asked += 1;
-                    format!("name-{:04}", line.names_asked)
-                }
+            if let Some((name, known)) = known.filter(|_| part.is_multiple_of(4)) {
+                lsn = known.lsn;
+                known.prolonged = true;
+                name.clone()
+            } else {
+                line.names_asked += 1;
+                format!("name-{:04}", line.names_asked)
             }
         };
         let (this, process) = (Arc::clone(self), Arc::clone(process));

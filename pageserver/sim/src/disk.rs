@@ -184,14 +184,13 @@ impl DiskFile for SimFile {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         for (piece, within, part) in pieces(offset..end) {
-            match content.pieces.get(&piece) {
-                Some(bytes) => buffer[part].copy_from_slice(&bytes[within]),
-                None => {
-                    self.reach.world.violate(|| {
-                        format!("a local file is read at {}, where nothing was written", piece * PIECE)
-                    });
-                    buffer[part].fill(0);
-                }
+            if let Some(bytes) = content.pieces.get(&piece) {
+                buffer[part].copy_from_slice(&bytes[within]);
+            } else {
+                self.reach.world.violate(|| {
+                    format!("a local file is read at {}, where nothing was written", piece * PIECE)
+                });
+                buffer[part].fill(0);
             }
         }
         Ok(())
@@ -246,7 +245,9 @@ mod tests {
         let (world, machine) = (World::new(1, None, false), Arc::new(Machine::default()));
         let before = disk(&machine, &world);
         let files: Vec<_> = (0..40).map(|n| before.create(&n.to_string()).unwrap()).collect();
-        files.iter().for_each(|file| file.write_at(&[7; 100_000], 0).unwrap());
+        for file in &files {
+            file.write_at(&vec![7; 100_000], 0).unwrap();
+        }
         machine.crash(&mut Dice::new(1, "crash"));
         let left = machine.files().values().map(|file| file.content().used()).collect::<Vec<_>>();
         assert!(left.len() < 40 && left.contains(&0) && left.contains(&(13 * PIECE)));

@@ -111,6 +111,8 @@ pub struct Line {
     pub deleted: Sure,
     /// A deletion came so far that it may be there, whatever was answered.
     pub deletion_begun: bool,
+    /// How often its deletion was asked for.
+    pub deletions: u32,
     /// The source is lost: it is asked for nothing any more.
     pub lost: bool,
     /// Its source and its history; none until it is known where it branched off.
@@ -428,6 +430,7 @@ fn line(number: usize, parent: Option<usize>) -> Line {
         made: Sure::No,
         deleted: Sure::No,
         deletion_begun: false,
+        deletions: 0,
         lost: false,
         cluster: None,
         reported: Lsn(0),

@@ -154,6 +154,8 @@ pub struct Process {
     world: Arc<World>,
     ledger: Arc<Ledger>,
     settings: Settings,
+    /// Timelines whose sources are followed: one follower each.
+    followed: Mutex<BTreeMap<usize, Timeline>>,
     /// Everything that the process does for somebody: ends with it.
     tasks: Mutex<JoinSet<()>>,
 }
@@ -186,6 +188,7 @@ impl Process {
             world: Arc::clone(world),
             ledger: Arc::clone(ledger),
             settings: settings.clone(),
+            followed: Mutex::default(),
             tasks: Mutex::default(),
         });
         process.look_after(maps);
@@ -197,8 +200,8 @@ impl Process {
         let stop = CancellationToken::new();
         if let Some(mut maintenance) = self.settings.maintenance.clone() {
             if self.world.planted() == Some(Planted::CollectedEarly) {
-                maintenance.keep.bytes = maintenance.keep.bytes.saturating_sub(8);
-                maintenance.keep.interval = maintenance.keep.interval.saturating_sub(Duration::from_secs(1));
+                maintenance.keep.bytes = maintenance.keep.bytes.saturating_sub(512);
+                maintenance.keep.interval = maintenance.keep.interval.saturating_sub(Duration::from_secs(5));
             }
             let (tenants, stop) = (self.tenants.clone(), stop.clone());
             self.spawn(async move { tenants.maintain(maintenance, stop).await });
@@ -341,6 +344,13 @@ impl Process {
             && let Err(broken) = self.ledger.begins_at(line, at)
         {
             return self.world.violate(|| broken.0);
+        }
+        {
+            let mut followed = self.followed.lock().expect("no holder panics");
+            if followed.get(&line).is_some_and(|known| !known.is_stopped()) {
+                return; // it was open all the time
+            }
+            followed.insert(line, timeline.clone());
         }
         let this = Arc::clone(self);
         self.spawn(async move {

@@ -167,14 +167,14 @@ impl Run {
 
     /// The newest process is attached anew, without ending.
     fn attach_again(self: &Arc<Self>, process: Arc<Process>) {
-        let this = Arc::clone(self);
+        let (this, attaching) = (Arc::clone(self), Arc::clone(&process));
         *this.starting.lock().expect("no holder panics") += 1;
+        let (done, attached) = tokio::sync::oneshot::channel();
+        // At once, while it lives: then its end is the end of this, too.
+        process.spawn(async move {
+            let _ = done.send(attaching.attach().await);
+        });
         tokio::spawn(async move {
-            let (done, attached) = tokio::sync::oneshot::channel();
-            let attaching = Arc::clone(&process);
-            process.spawn(async move {
-                let _ = done.send(attaching.attach().await);
-            });
             if !attached.await.unwrap_or(false) {
                 process.kill();
             }

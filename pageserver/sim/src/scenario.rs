@@ -179,8 +179,10 @@ impl Mood {
             }
         };
         sometimes(dice, 700, 10, Thing::Branch);
-        sometimes(dice, 400, 4, Thing::Delete);
-        sometimes(dice, 400, 4, Thing::Revive);
+        if dice.permille(500) {
+            sometimes(dice, 1000, 6, Thing::Delete);
+            sometimes(dice, 700, 8, Thing::Revive);
+        }
         if dice.permille(400) {
             sometimes(dice, 1000, 4, Thing::Archive);
             sometimes(dice, 1000, 6, Thing::Unarchive);

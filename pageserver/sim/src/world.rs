@@ -45,7 +45,7 @@ pub enum Planted {
     TombstonesHidden,
     /// WAL objects that are not the oldest are missing from listings until some minutes later.
     WalListedLate,
-    /// Less history is kept than was asked for, by one record at most.
+    /// Less history is kept than was asked for, by a record or two.
     CollectedEarly,
     /// An object that a delete names is not the only one to go: the layer before it in the bucket goes, too.
     LayerLost,

@@ -154,3 +154,35 @@ fn replay_finds_the_rest_of_a_segment_that_was_switched_away() {
         ",
     );
 }
+
+/// Below the cutoff only what was leased or named could be leased, and not where a branch begins.
+#[test]
+fn an_lsn_that_a_branch_keeps_can_be_leased() {
+    holds(
+        "
+         seed 685
+         +15602 write 5 3 3455861561
+         +3 branch 5 tip 0
+         +34 write 2 14 2251909804
+         +4257 write 0 37 3384117295
+         +58 write 6 14 3392849359
+         +81550 write 5 6 173080838
+         +3 lease 0 49 4086
+        ",
+    );
+}
+
+/// A put whose answer was lost is compared with what is there; what broke off on the way back was taken for somebody else's.
+#[test]
+fn an_answer_that_broke_off_is_not_another_object() {
+    holds(
+        "
+         seed 1709
+         +14 fault put late 46
+         +6 fault get cut-short 0
+         +1 fault get cut-short 0
+         +622 write 6 8 425298884
+         +22392267 write 6 58 4147361235
+        ",
+    );
+}

@@ -356,7 +356,7 @@ pub async fn read_back(bucket: &dyn Bucket, path: &str, body: &Body) -> Result<O
         let part = at..(at + COMPARE_PART).min(length);
         at = part.end;
         let expected = body.part(part.clone()).await.map_err(|error| unavailable("put", path, error))?;
-        let found = bucket.get(path, Some(part)).await?;
+        let found = get_part(bucket, path, part).await?;
         if found.bytes != expected || found.meta.etag != meta.etag {
             return Ok(None);
         }
@@ -374,11 +374,21 @@ pub async fn same_object(bucket: &dyn Bucket, from: &str, to: &str) -> Result<Op
     while at < first.size {
         let part = at..(at + COMPARE_PART).min(first.size);
         at = part.end;
-        if bucket.get(from, Some(part.clone())).await?.bytes != bucket.get(to, Some(part)).await?.bytes {
+        if get_part(bucket, from, part.clone()).await?.bytes != get_part(bucket, to, part).await?.bytes {
             return Ok(None);
         }
     }
     Ok(Some(second.etag))
+}
+
+/// A part of an object that has it. What lacks its last bytes was broken off on the way, and is no other object.
+async fn get_part(bucket: &dyn Bucket, path: &str, part: Range<u64>) -> Result<Object, BucketError> {
+    let object = bucket.get(path, Some(part.clone())).await?;
+    let (found, expected) = (object.bytes.len() as u64, part.end - part.start);
+    if found < expected {
+        return Err(unavailable("get", path, CutShort { found, expected }));
+    }
+    Ok(object)
 }
 
 impl Body {

@@ -50,10 +50,11 @@ pub enum OutOfHistory {
 }
 
 /// Whether an LSN that is not beyond the end stays readable by what the index says that is about to promise it: also below the cutoff, if another promise
-/// keeps it already.
+/// keeps it already, or a branch that begins there.
 pub(super) fn check_promise(part: &IndexPart, readable_from: Lsn, lsn: Lsn) -> Result<(), OutOfHistory> {
     let oldest = part.metadata().latest_gc_cutoff_lsn;
-    let is_point = wishes_of(part).lsns.contains(&lsn);
+    let kept = part.palimpsest.as_ref().and_then(|ours| ours.kept_lsns.as_ref());
+    let is_point = wishes_of(part).lsns.contains(&lsn) || kept.is_some_and(|kept| kept.contains(&lsn));
     if lsn < readable_from || (lsn < oldest && !is_point) {
         return Err(OutOfHistory::TooOld { asked: lsn, oldest: oldest.max(readable_from) });
     }
