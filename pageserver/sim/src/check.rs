@@ -233,7 +233,9 @@ impl Reader<'_> {
 
     fn any_lsn(&self, dice: &mut Dice, last: Lsn) -> Lsn {
         let (base, cutoff) = (self.history.base, self.timeline.retention().cutoff.min(last));
-        let points = self.ledger.points(self.line, self.world.time());
+        let mut points = self.ledger.points(self.line, self.world.time());
+        // What was leased before it was safe is there when the source sends it again.
+        points.retain(|point| *point <= last);
         match dice.below(8) {
             0 => last,
             1 => base,

@@ -186,3 +186,30 @@ fn an_answer_that_broke_off_is_not_another_object() {
         ",
     );
 }
+
+/// A timeline that was shutting down said that all was in layers, and did not have the last one among those that a branch copied that left it.
+#[test]
+fn a_branch_that_leaves_while_the_process_ends_takes_all_layers() {
+    holds(
+        "
+         seed 2052
+         +11567 write 4 6 3080238206
+         +4612 branch 1 lsn 151
+         +22 restart
+         +12697 detach 7
+        ",
+    );
+}
+
+/// A delta that reached over the cutoff was cut there, and the stack was too high for it: both halves were merged again, until no name was left.
+#[test]
+fn what_was_cut_at_the_cutoff_is_merged_with_what_is_above_it() {
+    holds(
+        "
+         seed 3636
+         +12 write 5 31 3117772096
+         +0 write 7 1 3490098043
+         +0 branch 7 lsn 193
+        ",
+    );
+}

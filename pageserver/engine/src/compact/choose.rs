@@ -267,7 +267,7 @@ fn flatten(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key]) 
             Choice::Image { inputs: names(&inputs), keys: shelf.keys.clone(), at, cuts: cuts.to_vec() };
         return Some((urgency, image));
     }
-    if is_high { Some((urgency, merge(&above, cuts)?)) } else { None }
+    if is_high { Some((urgency, merge(&above, view.retention.cutoff, cuts)?)) } else { None }
 }
 
 /// Whether a job has new images take over from deltas.
@@ -277,8 +277,18 @@ fn lowers(shelf: &Shelf, job: &Choice) -> bool {
 }
 
 /// Merges the newest deltas of like size: each at most what is above it, but two at least. So a byte is seldom merged with many fewer others.
-fn merge(newest_first: &[&LayerFacts], cuts: &[Key]) -> Option<Choice> {
-    // What was written together is one step of the stack.
+///
+/// What was trimmed is not merged with what is above the cutoff: that would be garbage again, to be cut in two once more.
+fn merge(newest_first: &[&LayerFacts], cutoff: Lsn, cuts: &[Key]) -> Option<Choice> {
+    let steps = steps(newest_first);
+    let is_settled =
+        |layer: &&LayerFacts| layer.trimmed_for.is_some() && layer.name.lsns().end.0 <= cutoff.0 + 1;
+    let settled = steps.iter().position(|step| step.iter().any(is_settled)).unwrap_or(steps.len());
+    merge_steps(&steps[..settled], cuts).or_else(|| merge_steps(&steps[settled..], cuts))
+}
+
+/// What was written together is one step of a stack.
+fn steps<'a>(newest_first: &[&'a LayerFacts]) -> Vec<Vec<&'a LayerFacts>> {
     let mut steps: Vec<Vec<&LayerFacts>> = Vec::new();
     for layer in newest_first {
         let lsns = layer.name.lsns();
@@ -288,6 +298,13 @@ fn merge(newest_first: &[&LayerFacts], cuts: &[Key]) -> Option<Choice> {
             _ => steps.push(vec![layer]),
         }
     }
+    steps
+}
+
+fn merge_steps(steps: &[Vec<&LayerFacts>], cuts: &[Key]) -> Option<Choice> {
+    if steps.len() < 2 {
+        return None;
+    }
     let mut inputs: Vec<&LayerFacts> = Vec::new();
     for (at, step) in steps.iter().enumerate() {
         if at >= 2 && total(step.iter().copied()) > total(inputs.iter().copied()) {
@@ -296,7 +313,7 @@ fn merge(newest_first: &[&LayerFacts], cuts: &[Key]) -> Option<Choice> {
         inputs.extend(step);
     }
     let (keys, lsns) = union(inputs.iter().map(|layer| &layer.name))?;
-    (steps.len() > 1).then(|| Choice::Merge { inputs: names(&inputs), keys, lsns, cuts: cuts.to_vec() })
+    Some(Choice::Merge { inputs: names(&inputs), keys, lsns, cuts: cuts.to_vec() })
 }
 
 /// A shelf on which much can be collected. `eager` asks for less of it: when something must be rewritten anyway.
@@ -662,6 +679,24 @@ mod tests {
         assert!(matches!(choice(30, &[5, 5]), Choice::Image { at, .. } if at == lsn(30)));
         assert!(matches!(choice(0, &[9, 9, 9, 9]), Choice::Merge { .. }));
         assert!(matches!(choice(15, &[9, 9, 9, 9]), Choice::Image { .. }));
+    }
+
+    #[test]
+    fn what_was_cut_at_the_cutoff_is_not_merged_across_it_again() {
+        let policy = CompactionPolicy { max_deltas: 1, ..policy() };
+        let trimmed = |lsns| LayerFacts { trimmed_for: Some(vec![lsn(40)]), ..delta(0..9, lsns, 10) };
+        let merged = |rest: Vec<LayerFacts>| {
+            let rest = [base(), rest].concat();
+            match choose(&view(vec![], rest, 40, &[]), &policy, &[]) {
+                Choice::Merge { lsns, .. } => Some(lsns),
+                Choice::Rest => None,
+                other => panic!("{other:?}"),
+            }
+        };
+        let above = |from: u64| delta(0..9, from..from + 10, 10);
+        assert_eq!(merged(vec![trimmed(11..41), above(41)]), None);
+        assert_eq!(merged(vec![trimmed(11..41), above(41), above(51)]), Some(lsn(41)..lsn(61)));
+        assert_eq!(merged(vec![trimmed(11..21), trimmed(21..41), above(41)]), Some(lsn(11)..lsn(41)));
     }
 
     #[test]

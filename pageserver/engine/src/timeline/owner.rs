@@ -423,9 +423,9 @@ impl Owner {
             self.freeze();
         }
         self.to_flush = None;
+        // Whoever still looks at it goes by the layers that there are up to where it says that there are.
         while let Some(flushed) = self.flushed.recv().await {
-            let flushed = flushed?;
-            self.shared.disk_consistent.send_replace(flushed.last);
+            self.adopt(flushed?);
         }
         Ok(())
     }
