@@ -121,9 +121,13 @@ async fn a_flipped_byte_anywhere_in_a_layer_is_found() {
         // Summary, values, padding, checksums, index.
         for at in [3, 5_000, 8_192, 8_292, length - 8_192 * 2 + 40, length - 8_100, length - 1] {
             overwrite(&bucket, &path, |bytes| bytes[at] ^= 0x10).await;
-            let found = look(&bucket).await;
-            assert_eq!(found.0.len(), 1, "{at} of {path}: {:?}", found.0);
-            assert!(found.0[0].kind.is_damage() && found.0[0].object == path, "{:?}", found.0);
+            let mut found = look(&bucket).await.0;
+            // What a branch begins with may be in it.
+            found.retain(|finding| {
+                finding.kind != Kind::UnreadableBranchPoint || !finding.what.contains(&path)
+            });
+            assert_eq!(found.len(), 1, "{at} of {path}: {found:?}");
+            assert!(found[0].kind.is_damage() && found[0].object == path, "{found:?}");
             overwrite(&bucket, &path, |bytes| bytes[at] ^= 0x10).await;
         }
     }
@@ -258,8 +262,7 @@ async fn put_orphans(bucket: &Arc<dyn Bucket>) -> Vec<String> {
 #[tokio::test]
 async fn orphans_of_each_kind_are_found_and_deleted_and_nothing_else_is() {
     let bucket = history().await;
-    // What compaction had just replaced at the crash.
-    assert!(delete(&bucket).await.objects > 0);
+    assert_eq!(look(&bucket).await.0, []);
     // Two owners more, so that the first ones' indexes are asked for by nobody.
     for _ in 0..2 {
         Server::start(&bucket).await.stop().await;
