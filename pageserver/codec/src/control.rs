@@ -183,6 +183,45 @@ pub fn tablespace_version_directory(pg: PgMajor) -> String {
 }
 
 impl ControlFile {
+    /// Of a cluster in production of which nothing else is known: its last checkpoint and all settings are zero. For clusters that no `initdb` made.
+    pub fn new(pg: PgMajor, system_identifier: u64, wal_segment_size: WalSegmentSize) -> ControlFile {
+        let mut fixed = [0; TAIL_AT - FIXED_AT];
+        let mut put = |at: usize, bytes: &[u8]| fixed[at - FIXED_AT..][..bytes.len()].copy_from_slice(bytes);
+        put(204, &8u32.to_le_bytes());
+        put(208, &FLOAT_FORMAT.to_le_bytes());
+        put(216, &8192u32.to_le_bytes());
+        put(220, &RELATION_SEGMENT_BLOCKS.to_le_bytes());
+        put(224, &8192u32.to_le_bytes());
+        put(228, &(wal_segment_size.bytes() as u32).to_le_bytes());
+        ControlFile {
+            pg,
+            system_identifier,
+            catalog_version: catalog_version(pg),
+            state: ClusterState::InProduction,
+            time: 0,
+            checkpoint_at: Lsn(0),
+            checkpoint: [0; CHECKPOINT_SIZE],
+            unlogged_lsn: Lsn(0),
+            min_recovery_point: Lsn(0),
+            min_recovery_tli: Tli(0),
+            backup_start: Lsn(0),
+            backup_end: Lsn(0),
+            backup_end_required: false,
+            wal_level: 0,
+            wal_log_hints: false,
+            max_connections: 0,
+            max_worker_processes: 0,
+            max_wal_senders: 0,
+            max_prepared_xacts: 0,
+            max_locks_per_xact: 0,
+            track_commit_timestamp: false,
+            wal_segment_size,
+            data_checksum_version: 0,
+            fixed,
+            tail: vec![0; crc_at(pg) - TAIL_AT],
+        }
+    }
+
     /// Reads the file. Version and CRC are checked before anything else is believed.
     pub fn parse(bytes: &[u8]) -> Result<ControlFile, ControlFileError> {
         let mut input = BytesIn::new(bytes);
@@ -332,23 +371,10 @@ impl Fields<'_> {
 mod tests {
     use super::*;
 
+    /// No field is zero.
     fn sample(pg: PgMajor) -> ControlFile {
-        let mut fixed = [0; TAIL_AT - FIXED_AT];
-        let mut put = |at: usize, bytes: &[u8]| {
-            fixed[at - FIXED_AT..at - FIXED_AT + bytes.len()].copy_from_slice(bytes);
-        };
-        put(204, &8u32.to_le_bytes());
-        put(208, &FLOAT_FORMAT.to_le_bytes());
-        put(216, &8192u32.to_le_bytes());
-        put(220, &RELATION_SEGMENT_BLOCKS.to_le_bytes());
-        put(224, &8192u32.to_le_bytes());
-        put(228, &(1u32 << 20).to_le_bytes());
-        put(252, &1u32.to_le_bytes());
-        ControlFile {
-            pg,
-            system_identifier: 7_710_606_737_096_929_117,
-            catalog_version: catalog_version(pg),
-            state: ClusterState::InProduction,
+        let segment = WalSegmentSize::new(1 << 20).unwrap();
+        let mut control = ControlFile {
             time: 1_795_265_530,
             checkpoint_at: Lsn(0x1741500),
             checkpoint: std::array::from_fn(|i| i as u8),
@@ -366,11 +392,12 @@ mod tests {
             max_prepared_xacts: 7,
             max_locks_per_xact: 64,
             track_commit_timestamp: true,
-            wal_segment_size: WalSegmentSize::new(1 << 20).unwrap(),
             data_checksum_version: 1,
-            fixed,
             tail: vec![1; crc_at(pg) - TAIL_AT],
-        }
+            ..ControlFile::new(pg, 7_710_606_737_096_929_117, segment)
+        };
+        control.fixed[252 - FIXED_AT] = 1; // as in the field of its own
+        control
     }
 
     #[test]

@@ -5,10 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use codec::checkpoint::CheckPoint;
-use codec::control::{catalog_version, format_version};
 use codec::directory::{DbDirectory, SlruSegmentDirectory, TwoPhaseDirectory};
-use codec::index_part::{IndexPart, TimelineMetadata, Unknown};
+use codec::index_part::IndexPart;
 use codec::page::{Page, ZERO_PAGE};
 use codec::wal::build::{BlockDraft, RecordDraft, WalBuilder};
 use engine::bucket::MemoryBucket;
@@ -17,20 +15,17 @@ use engine::claim::Claim;
 use engine::clock::SystemClock;
 use engine::collect::KeepHistory;
 use engine::compact::CompactionPolicy;
-use engine::index_keeper::{IndexKeeper, metadata_of, vanilla_extension};
+use engine::index_keeper::{IndexKeeper, metadata_of};
 use engine::layer_write::LayerStore;
 use engine::ports::{Body, Bucket, ListRequest, PutIf};
+use engine::synthetic::{SyntheticCluster, only_when_asked};
 use engine::tenant::{BranchPoint, Maintenance, Tenants};
-use engine::timeline::{Timeline, TimelinePolicy};
-use engine::wal_keeper::WalKeeping;
-use model::{
-    Fork, Key, LayerName, Lsn, PgMajor, RelTag, RmgrId, SlruKind, TenantShardId, TimelineId, Tli,
-    WalSegmentSize,
-};
+use engine::timeline::Timeline;
+use model::{Fork, Key, LayerName, Lsn, PgMajor, RelTag, RmgrId, SlruKind, TenantShardId, TimelineId, Tli};
 
 pub const PG: PgMajor = PgMajor::V17;
 pub const BASE: Lsn = Lsn(0x0200_0028);
-const SYSTEM: u64 = 7_000_000_000_000_000_001;
+const CLUSTER: SyntheticCluster = SyntheticCluster::at(BASE);
 
 pub fn tenant() -> TenantShardId {
     "00112233445566778899aabbccddeeff".parse().unwrap()
@@ -44,40 +39,6 @@ pub fn rel(number: u32) -> RelTag {
     RelTag { spc: 1663, db: 5, rel: 16_384 + number, fork: Fork::Main }
 }
 
-fn control_file() -> Vec<u8> {
-    let mut out = vec![0; 8192];
-    let mut put = |at: usize, bytes: &[u8]| out[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, &SYSTEM.to_le_bytes());
-    put(8, &format_version(PG).to_le_bytes());
-    put(12, &catalog_version(PG).to_le_bytes());
-    put(16, &6u32.to_le_bytes());
-    put(204, &8u32.to_le_bytes());
-    put(208, &1_234_567.0f64.to_le_bytes());
-    put(216, &8192u32.to_le_bytes());
-    put(220, &131_072u32.to_le_bytes());
-    put(224, &8192u32.to_le_bytes());
-    put(228, &(16u32 << 20).to_le_bytes());
-    let crc = crc32c::crc32c(&out[..288]);
-    out[288..292].copy_from_slice(&crc.to_le_bytes());
-    out
-}
-
-fn checkpoint() -> Vec<u8> {
-    let zero = CheckPoint::decode(PG, &[0; 88]).unwrap();
-    let point = CheckPoint {
-        redo: BASE,
-        tli: Tli(1),
-        prev_tli: Tli(1),
-        next_xid: 1000,
-        next_oid: 20_000,
-        next_multi: 1,
-        oldest_xid: 3,
-        oldest_multi: 1,
-        ..zero
-    };
-    point.encode(PG).to_vec()
-}
-
 /// All that a cluster without relations consists of, by key.
 pub fn base_entries() -> Vec<(Key, Vec<u8>)> {
     let databases = DbDirectory { databases: BTreeMap::from([((1663, 5), true), ((1664, 0), true)]) };
@@ -86,15 +47,14 @@ pub fn base_entries() -> Vec<(Key, Vec<u8>)> {
         (Key::relation_map(1663, 5), vec![7; 524]),
         (Key::relation_map(1664, 0), vec![8; 524]),
         (Key::TWO_PHASE_DIRECTORY, TwoPhaseDirectory::default().encode(PG)),
-        (Key::CHECKPOINT, checkpoint()),
-        (Key::CONTROL_FILE, control_file()),
     ];
     for slru in [SlruKind::Clog, SlruKind::MultiXactMembers, SlruKind::MultiXactOffsets] {
         entries.push((Key::slru_directory(slru), SlruSegmentDirectory { segments: [0].into() }.encode()));
         entries.push((Key::slru_page(slru, 0, 0), ZERO_PAGE.to_vec()));
         entries.push((Key::slru_size(slru, 0), 1u32.to_le_bytes().to_vec()));
     }
-    entries.sort_by_key(|(key, _)| *key);
+    entries.extend(CLUSTER.counters());
+    entries.sort();
     entries
 }
 
@@ -154,20 +114,10 @@ impl Writer {
 
 /// The index of a cluster that begins at [`BASE`], without layers. It says that Neon can serve it.
 pub fn empty_index() -> IndexPart {
-    let metadata = TimelineMetadata {
-        disk_consistent_lsn: BASE,
-        prev_record_lsn: None,
-        ancestor_timeline: None,
-        ancestor_lsn: Lsn(0),
-        latest_gc_cutoff_lsn: BASE,
-        initdb_lsn: BASE,
-        pg_version: PG,
-        unknown: Unknown::new(),
-    };
-    let mut extension = vanilla_extension(SYSTEM, WalSegmentSize::DEFAULT, false, Tli(1), BASE);
-    extension.readable_from = BASE;
+    let mut index = CLUSTER.index();
+    let extension = index.palimpsest.as_mut().unwrap();
     extension.not_portable.clear();
-    IndexPart::new(metadata, Some(extension))
+    index
 }
 
 /// A cluster without relations, in a bucket.
@@ -189,19 +139,11 @@ pub struct Server {
 impl Server {
     pub async fn start(bucket: &Arc<dyn Bucket>) -> Server {
         let (disk, cache) = crate::buckets::temporary_cache(bucket, 64 << 20, 1 << 30).unwrap();
-        let never = Duration::from_hours(1);
-        let wal = WalKeeping {
-            seal_age: never,
-            idle_seal_age: never,
-            validate_every: never,
-            ..WalKeeping::default()
-        };
-        let policy = TimelinePolicy { wal, ..TimelinePolicy::default() };
         let tenants = Tenants::new(
             bucket.clone(),
             cache,
             Arc::new(TailBudget::new(64 << 20)),
-            policy,
+            only_when_asked(),
             Arc::new(SystemClock),
         );
         tenants.attach_all().await.unwrap();
@@ -258,8 +200,7 @@ pub fn page_of(number: u64) -> Box<Page> {
 
 impl History {
     pub fn new() -> History {
-        let wal = WalBuilder::new(PG, WalSegmentSize::DEFAULT, SYSTEM, Tli(1), BASE, Lsn(0));
-        History { wal, fed: BASE, last: BASE, xid: 1_000 }
+        History { wal: CLUSTER.wal(), fed: BASE, last: BASE, xid: 1_000 }
     }
 
     /// A whole page, and a commit.

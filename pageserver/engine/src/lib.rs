@@ -4,7 +4,7 @@
 //! [`index_store`] and [`index_keeper`] (what a timeline consists of), [`stored_wal`] and [`wal_keeper`] (WAL to the bucket first) and [`wal_run`] (which of it counts), [`lineage`] (whether a source's history is ours);
 //! [`ingest`] (which versions a record makes), [`changes`], [`tail`], [`layer_map`], [`chunk_cache`], [`held_objects`], [`layer_read`], [`layer_write`]; then
 //! [`read`], [`read_counts`], [`explain`], [`onlooker`], [`as_of`], [`time`], [`timeline`], [`inherit`] (a branch's own copy of what it shares), and on top [`tenant`], [`tenant_size`], [`deletion`] and [`heatmap`];
-//! how a timeline begins: [`import`]; what a cluster is restored from: [`backup`].
+//! how a timeline begins: [`import`], or for tests [`synthetic`]; what a cluster is restored from: [`backup`].
 
 pub mod as_of;
 pub mod backup;
@@ -44,6 +44,7 @@ pub mod read_counts;
 pub mod retention;
 pub mod stored_wal;
 pub mod sweep;
+pub mod synthetic;
 pub mod tail;
 pub mod tenant;
 pub mod tenant_size;

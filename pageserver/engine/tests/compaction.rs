@@ -5,9 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use codec::checkpoint::CheckPoint;
-use codec::control::{catalog_version, format_version};
-use codec::index_part::{IndexPart, TimelineMetadata, Unknown};
 use codec::page::{Page, ZERO_PAGE};
 use codec::wal::build::{BlockDraft, RecordDraft, WalBuilder};
 use engine::as_of::ReadError;
@@ -19,24 +16,19 @@ use engine::clock::SystemClock;
 use engine::collect::KeepHistory;
 use engine::compact::CompactionPolicy;
 use engine::disk::LocalDisk;
-use engine::index_keeper::{IndexKeeper, metadata_of, vanilla_extension};
 use engine::layer_write::LayerStore;
 use engine::object_path::{ObjectPath, timeline_prefix};
 use engine::ports::{Bucket, ListRequest};
 use engine::sweep::find_orphans;
+use engine::synthetic::{SyntheticCluster, only_when_asked};
 use engine::tenant::{BranchPoint, Maintenance, Tenants};
-use engine::timeline::{Timeline, TimelinePolicy};
-use engine::wal_keeper::WalKeeping;
-use model::{
-    Fork, Key, LayerName, LayerObjectName, Lsn, PgMajor, RelTag, RmgrId, TenantShardId, TimelineId, Tli,
-    WalSegmentSize,
-};
+use engine::timeline::Timeline;
+use model::{Fork, Key, LayerObjectName, Lsn, RelTag, RmgrId, TenantShardId, TimelineId, Tli};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-const PG: PgMajor = PgMajor::V17;
-const SYSTEM: u64 = 7_000_000_000_000_000_001;
 const BASE: Lsn = Lsn(0x0200_0028);
+const CLUSTER: SyntheticCluster = SyntheticCluster::at(BASE);
 const BLOCKS: u32 = 40;
 
 fn tenant() -> TenantShardId {
@@ -51,40 +43,6 @@ fn rel(number: u32) -> RelTag {
     RelTag { spc: 1663, db: 5, rel: 16_384 + number, fork: Fork::Main }
 }
 
-fn control_file() -> Vec<u8> {
-    let mut out = vec![0; 8192];
-    let mut put = |at: usize, bytes: &[u8]| out[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, &SYSTEM.to_le_bytes());
-    put(8, &format_version(PG).to_le_bytes());
-    put(12, &catalog_version(PG).to_le_bytes());
-    put(16, &6u32.to_le_bytes());
-    put(204, &8u32.to_le_bytes());
-    put(208, &1_234_567.0f64.to_le_bytes());
-    put(216, &8192u32.to_le_bytes());
-    put(220, &131_072u32.to_le_bytes());
-    put(224, &8192u32.to_le_bytes());
-    put(228, &(16u32 << 20).to_le_bytes());
-    let crc = crc32c::crc32c(&out[..288]);
-    out[288..292].copy_from_slice(&crc.to_le_bytes());
-    out
-}
-
-fn checkpoint() -> [u8; codec::checkpoint::CHECKPOINT_SIZE] {
-    let zero = CheckPoint::decode(PG, &[0; 88]).unwrap();
-    CheckPoint {
-        redo: BASE,
-        tli: Tli(1),
-        prev_tli: Tli(1),
-        next_xid: 1000,
-        next_oid: 20_000,
-        next_multi: 1,
-        oldest_xid: 3,
-        oldest_multi: 1,
-        ..zero
-    }
-    .encode(PG)
-}
-
 /// A timeline with nothing in it but counters.
 async fn make(bucket: &Arc<dyn Bucket>) {
     let claim = Claim::take(bucket.clone(), tenant()).await.unwrap();
@@ -96,34 +54,10 @@ async fn make(bucket: &Arc<dyn Bucket>) {
     )
     .unwrap();
     let store = LayerStore::new(bucket.clone(), cache, claim.clone(), tenant(), main_timeline());
-    let mut image = store.begin_image().unwrap();
     let clog = Key::slru_page(model::SlruKind::Clog, 0, 0);
-    let mut entries = [
-        (Key::CHECKPOINT, checkpoint().to_vec()),
-        (Key::CONTROL_FILE, control_file()),
-        (clog, ZERO_PAGE.to_vec()),
-        (Key::slru_size(model::SlruKind::Clog, 0), 1u32.to_le_bytes().to_vec()),
-    ];
-    entries.sort_by_key(|(key, _)| *key);
-    for (key, value) in &entries {
-        image.push(*key, value).unwrap();
-    }
-    let written = store.finish_image(image, LayerName::Image { keys: Key::ALL, lsn: BASE }).await.unwrap();
-    let metadata = TimelineMetadata {
-        disk_consistent_lsn: BASE,
-        prev_record_lsn: None,
-        ancestor_timeline: None,
-        ancestor_lsn: Lsn(0),
-        latest_gc_cutoff_lsn: BASE,
-        initdb_lsn: BASE,
-        pg_version: PG,
-        unknown: Unknown::new(),
-    };
-    let mut extension = vanilla_extension(SYSTEM, WalSegmentSize::DEFAULT, false, Tli(1), BASE);
-    extension.readable_from = BASE;
-    let mut part = IndexPart::new(metadata, Some(extension));
-    part.layer_metadata.insert(written.finished.name.clone(), metadata_of(&written, &claim, None));
-    IndexKeeper::create(claim, main_timeline(), part).await.unwrap();
+    let clog_size = Key::slru_size(model::SlruKind::Clog, 0);
+    let values = [(clog, ZERO_PAGE.to_vec()), (clog_size, 1u32.to_le_bytes().to_vec())];
+    CLUSTER.put(&store, claim, main_timeline(), values).await.unwrap();
 }
 
 struct Server {
@@ -140,19 +74,11 @@ impl Server {
             CacheLimits::default(),
         )
         .unwrap();
-        let never = Duration::from_hours(1);
-        let wal = WalKeeping {
-            seal_age: never,
-            idle_seal_age: never,
-            validate_every: never,
-            ..WalKeeping::default()
-        };
-        let policy = TimelinePolicy { wal, ..TimelinePolicy::default() };
         let tenants = Tenants::new(
             bucket.clone(),
             cache,
             Arc::new(TailBudget::new(64 << 20)),
-            policy,
+            only_when_asked(),
             Arc::new(SystemClock),
         );
         tenants.attach_all().await.unwrap();
@@ -199,11 +125,10 @@ fn page_of(number: u64) -> Box<Page> {
 
 impl History {
     fn new() -> History {
-        let wal = WalBuilder::new(PG, WalSegmentSize::DEFAULT, SYSTEM, Tli(1), BASE, Lsn(0));
         History {
             id: main_timeline(),
             fed: BASE,
-            wal,
+            wal: CLUSTER.wal(),
             pages: BTreeMap::new(),
             ends: vec![],
             xid: 1_000,

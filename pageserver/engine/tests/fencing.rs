@@ -7,9 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use codec::checkpoint::CheckPoint;
-use codec::control::{catalog_version, format_version};
-use codec::index_part::{IndexPart, TimelineMetadata, Unknown, UtcTime};
+use codec::index_part::UtcTime;
 use engine::as_of::ReadError;
 use engine::bucket::MemoryBucket;
 use engine::bucket::faulty::{Fault, FaultyBucket, Operation, held};
@@ -19,26 +17,26 @@ use engine::claim::{Claim, TakeClaimError, ValidateError};
 use engine::clock::SystemClock;
 use engine::deletion;
 use engine::disk::LocalDisk;
-use engine::index_keeper::{IndexKeeper, metadata_of, vanilla_extension};
+use engine::index_keeper::IndexKeeper;
 use engine::index_store::IndexStore;
 use engine::layer_write::{LayerStore, WriteLayerError};
 use engine::object_path::{ObjectPath, timeline_prefix, wal_prefix};
 use engine::ports::{Body, Bucket, BucketError, ListRequest, PutIf};
 use engine::stored_wal::list_wal;
+use engine::synthetic::{SyntheticCluster, only_when_asked};
 use engine::tenant::{BranchPoint, ChangeError, Tenants};
+use engine::timeline::Timeline;
 use engine::timeline::lease::{LeaseError, OutOfHistory};
 use engine::timeline::named::NameError;
-use engine::timeline::{Timeline, TimelinePolicy};
-use engine::wal_keeper::{KeepWalError, WalKeeper, WalKeeperPlace, WalKeeping};
+use engine::wal_keeper::{KeepWalError, WalKeeper, WalKeeperPlace};
 use engine::wal_run::{WalHistory, WalRunError, contiguous_run};
-use model::{Generation, Key, LayerName, Lsn, PgMajor, TenantShardId, TimelineId, Tli, WalSegmentSize};
+use model::{Generation, Key, LayerName, Lsn, TenantShardId, TimelineId, Tli};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-const PG: PgMajor = PgMajor::V17;
-const SYSTEM: u64 = 7_000_000_000_000_000_001;
 /// In the middle of a page of WAL, so that what follows begins with a record.
 const BASE: Lsn = Lsn(0x0200_0100);
+const CLUSTER: SyntheticCluster = SyntheticCluster::at(BASE);
 /// From the start of one record to that of the next.
 const RECORD: u64 = 32;
 
@@ -92,64 +90,6 @@ fn records(from: Lsn, mut prev: Lsn, count: u64) -> (Bytes, Lsn) {
     (wal.into(), from.add(count * RECORD))
 }
 
-fn control_file() -> Vec<u8> {
-    let mut out = vec![0; 8192];
-    let mut put = |at: usize, bytes: &[u8]| out[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, &SYSTEM.to_le_bytes());
-    put(8, &format_version(PG).to_le_bytes());
-    put(12, &catalog_version(PG).to_le_bytes());
-    put(16, &6u32.to_le_bytes());
-    put(204, &8u32.to_le_bytes());
-    put(208, &1_234_567.0f64.to_le_bytes());
-    put(216, &8192u32.to_le_bytes());
-    put(220, &131_072u32.to_le_bytes());
-    put(224, &8192u32.to_le_bytes());
-    put(228, &(16u32 << 20).to_le_bytes());
-    // Up to 17 the CRC follows the nonce and one flag.
-    let crc = crc32c::crc32c(&out[..288]);
-    out[288..292].copy_from_slice(&crc.to_le_bytes());
-    out
-}
-
-fn checkpoint() -> [u8; codec::checkpoint::CHECKPOINT_SIZE] {
-    let counters = CheckPoint {
-        redo: BASE,
-        tli: Tli(1),
-        prev_tli: Tli(1),
-        full_page_writes: true,
-        wal_level: 1,
-        next_xid: 1000,
-        next_oid: 20000,
-        next_multi: 1,
-        next_multi_offset: 0,
-        oldest_xid: 3,
-        oldest_xid_db: 1,
-        oldest_multi: 1,
-        oldest_multi_db: 1,
-        time: 0,
-        oldest_commit_ts_xid: 0,
-        newest_commit_ts_xid: 0,
-        oldest_active_xid: 0,
-    };
-    counters.encode(PG)
-}
-
-fn empty_index() -> IndexPart {
-    let metadata = TimelineMetadata {
-        disk_consistent_lsn: BASE,
-        prev_record_lsn: None,
-        ancestor_timeline: None,
-        ancestor_lsn: Lsn(0),
-        latest_gc_cutoff_lsn: BASE,
-        initdb_lsn: BASE,
-        pg_version: PG,
-        unknown: Unknown::new(),
-    };
-    let mut ours = vanilla_extension(SYSTEM, WalSegmentSize::new(16 << 20).unwrap(), false, Tli(1), BASE);
-    ours.readable_from = BASE;
-    IndexPart::new(metadata, Some(ours))
-}
-
 fn layer_store(bucket: &Arc<dyn Bucket>, claim: &Claim, disk: &tempfile::TempDir) -> LayerStore {
     let folder = disk.path().join(format!("layers-{}", claim.generation()));
     let cache =
@@ -161,13 +101,7 @@ fn layer_store(bucket: &Arc<dyn Bucket>, claim: &Claim, disk: &tempfile::TempDir
 async fn import(bucket: &Arc<dyn Bucket>, disk: &tempfile::TempDir) {
     let claim = take(bucket).await;
     let store = layer_store(bucket, &claim, disk);
-    let mut image = store.begin_image().unwrap();
-    image.push(Key::CONTROL_FILE, &control_file()).unwrap();
-    image.push(Key::CHECKPOINT, &checkpoint()).unwrap();
-    let written = store.finish_image(image, LayerName::Image { keys: Key::ALL, lsn: BASE }).await.unwrap();
-    let mut part = empty_index();
-    part.layer_metadata.insert(written.finished.name.clone(), metadata_of(&written, &claim, None));
-    IndexKeeper::create(claim, main_timeline(), part).await.unwrap();
+    CLUSTER.put(&store, claim, main_timeline(), []).await.unwrap();
 }
 
 /// A process that owns the tenant.
@@ -185,20 +119,11 @@ impl Server {
             CacheLimits::default(),
         )
         .unwrap();
-        // Nothing happens because of time: what is stored or listed was asked for.
-        let never = Duration::from_hours(1);
-        let wal = WalKeeping {
-            seal_age: never,
-            idle_seal_age: never,
-            validate_every: never,
-            ..WalKeeping::default()
-        };
-        let policy = TimelinePolicy { wal, ..TimelinePolicy::default() };
         let tenants = Tenants::new(
             bucket.clone(),
             cache,
             Arc::new(TailBudget::new(64 << 20)),
-            policy,
+            only_when_asked(),
             Arc::new(SystemClock),
         );
         tenants.attach_all().await.unwrap();
@@ -233,17 +158,14 @@ struct Keeping {
 }
 
 fn keep(bucket: &Arc<dyn Bucket>, claim: &Claim) -> Keeping {
-    let never = Duration::from_hours(1);
-    let policy =
-        WalKeeping { seal_age: never, idle_seal_age: never, validate_every: never, ..WalKeeping::default() };
-    let keeper = WalKeeper::new(BASE, Vec::new(), policy);
+    let keeper = WalKeeper::new(BASE, Vec::new(), only_when_asked().wal);
     let place = WalKeeperPlace {
         bucket: bucket.clone(),
         claim: claim.clone(),
         tenant_shard: tenant(),
         timeline: main_timeline(),
-        pg: PG,
-        system_identifier: SYSTEM,
+        pg: CLUSTER.pg,
+        system_identifier: CLUSTER.system_identifier,
     };
     let stop = CancellationToken::new();
     let task = tokio::spawn(keeper.clone().run(place, stop.clone()));

@@ -4,10 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use codec::checkpoint::CheckPoint;
-use codec::control::{catalog_version, format_version};
 use codec::heatmap::HeatMap;
-use codec::index_part::{IndexPart, TimelineMetadata, Unknown};
 use engine::bucket::MemoryBucket;
 use engine::bucket::faulty::{FaultyBucket, Operation};
 use engine::budget::TailBudget;
@@ -16,19 +13,17 @@ use engine::claim::Claim;
 use engine::clock::SystemClock;
 use engine::disk::MemoryDisk;
 use engine::heatmap::{HeatMapPolicy, HeatMaps};
-use engine::index_keeper::{IndexKeeper, metadata_of, vanilla_extension};
 use engine::layer_write::LayerStore;
 use engine::object_path::ObjectPath;
 use engine::ports::{Bucket, BucketError};
+use engine::synthetic::SyntheticCluster;
 use engine::tenant::Tenants;
 use engine::timeline::TimelinePolicy;
-use model::{Fork, Key, LayerName, Lsn, PgMajor, RelTag, TenantShardId, TimelineId, Tli, WalSegmentSize};
+use model::{Fork, Key, Lsn, RelTag, TenantShardId, TimelineId};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio_util::sync::CancellationToken;
 
-const PG: PgMajor = PgMajor::V17;
-const SYSTEM: u64 = 7_000_000_000_000_000_001;
 const BASE: Lsn = Lsn(0x0200_0028);
 const REL: RelTag = RelTag { spc: 1663, db: 5, rel: 16_384, fork: Fork::Main };
 const BLOCKS: u32 = 2000;
@@ -39,30 +34,6 @@ fn tenant() -> TenantShardId {
 
 fn timeline() -> TimelineId {
     "ffeeddccbbaa99887766554433221100".parse().unwrap()
-}
-
-fn control_file() -> Vec<u8> {
-    let mut out = vec![0; 8192];
-    let mut put = |at: usize, bytes: &[u8]| out[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, &SYSTEM.to_le_bytes());
-    put(8, &format_version(PG).to_le_bytes());
-    put(12, &catalog_version(PG).to_le_bytes());
-    put(16, &6u32.to_le_bytes());
-    put(204, &8u32.to_le_bytes());
-    put(208, &1_234_567.0f64.to_le_bytes());
-    put(216, &8192u32.to_le_bytes());
-    put(220, &131_072u32.to_le_bytes());
-    put(224, &8192u32.to_le_bytes());
-    put(228, &(16u32 << 20).to_le_bytes());
-    let crc = crc32c::crc32c(&out[..288]);
-    out[288..292].copy_from_slice(&crc.to_le_bytes());
-    out
-}
-
-fn checkpoint() -> Vec<u8> {
-    let zero = CheckPoint::decode(PG, &[0; 88]).unwrap();
-    let counters = CheckPoint { redo: BASE, tli: Tli(1), prev_tli: Tli(1), next_xid: 1000, ..zero };
-    counters.encode(PG).to_vec()
 }
 
 /// Nothing that could be compressed.
@@ -83,27 +54,9 @@ fn cache(bucket: &Arc<dyn Bucket>) -> Arc<ChunkCache> {
 async fn import(bucket: &Arc<dyn Bucket>) {
     let claim = Claim::take(Arc::clone(bucket), tenant()).await.unwrap();
     let store = LayerStore::new(Arc::clone(bucket), cache(bucket), claim.clone(), tenant(), timeline());
-    let mut image = store.begin_image().unwrap();
-    (0..BLOCKS).for_each(|block| image.push(Key::rel_block(REL, block), &page(block)).unwrap());
-    image.push(Key::rel_size(REL), &BLOCKS.to_le_bytes()).unwrap();
-    image.push(Key::CONTROL_FILE, &control_file()).unwrap();
-    image.push(Key::CHECKPOINT, &checkpoint()).unwrap();
-    let written = store.finish_image(image, LayerName::Image { keys: Key::ALL, lsn: BASE }).await.unwrap();
-    let metadata = TimelineMetadata {
-        disk_consistent_lsn: BASE,
-        prev_record_lsn: None,
-        ancestor_timeline: None,
-        ancestor_lsn: Lsn(0),
-        latest_gc_cutoff_lsn: BASE,
-        initdb_lsn: BASE,
-        pg_version: PG,
-        unknown: Unknown::new(),
-    };
-    let mut extension = vanilla_extension(SYSTEM, WalSegmentSize::DEFAULT, false, Tli(1), BASE);
-    extension.readable_from = BASE;
-    let mut part = IndexPart::new(metadata, Some(extension));
-    part.layer_metadata.insert(written.finished.name.clone(), metadata_of(&written, &claim, None));
-    IndexKeeper::create(claim, timeline(), part).await.unwrap();
+    let pages = (0..BLOCKS).map(|block| (Key::rel_block(REL, block), page(block)));
+    let size = (Key::rel_size(REL), BLOCKS.to_le_bytes().to_vec());
+    SyntheticCluster::at(BASE).put(&store, claim, timeline(), pages.chain([size])).await.unwrap();
 }
 
 /// A process that owns the tenant and keeps its heat map.

@@ -109,24 +109,10 @@ impl World {
     }
 }
 
-/// The least that passes for a control file.
 fn control_file(pg: PgMajor, commit_timestamps: bool) -> Vec<u8> {
-    let mut bytes = vec![0; 8192];
-    let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
-    put(8, &codec::control::format_version(pg).to_le_bytes());
-    put(12, &codec::control::catalog_version(pg).to_le_bytes());
-    put(16, &6u32.to_le_bytes());
-    put(200, &[u8::from(commit_timestamps)]);
-    put(204, &8u32.to_le_bytes());
-    put(208, &1_234_567f64.to_le_bytes());
-    for (at, value) in [(216, 8_192u32), (220, 131_072), (224, 8_192), (228, 16 << 20)] {
-        put(at, &value.to_le_bytes());
-    }
-    let crc_at = if pg == PgMajor::V18 { 292 } else { 288 };
-    let crc = crc32c::crc32c(&bytes[..crc_at]);
-    bytes[crc_at..crc_at + 4].copy_from_slice(&crc.to_le_bytes());
-    ControlFile::parse(&bytes).unwrap();
-    bytes
+    let mut control = ControlFile::new(pg, 0, model::WalSegmentSize::DEFAULT);
+    control.track_commit_timestamp = commit_timestamps;
+    control.encode()
 }
 
 fn words(words: &[u32]) -> Vec<u8> {

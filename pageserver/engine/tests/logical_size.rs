@@ -4,10 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use codec::checkpoint::CheckPoint;
-use codec::control::{catalog_version, format_version};
 use codec::directory::DbDirectory;
-use codec::index_part::{IndexPart, TimelineMetadata, Unknown};
 use codec::logical_size::LogicalSize;
 use codec::wal::build::RecordDraft;
 use engine::bucket::MemoryBucket;
@@ -16,18 +13,15 @@ use engine::chunk_cache::{CacheLimits, ChunkCache};
 use engine::claim::Claim;
 use engine::clock::SystemClock;
 use engine::disk::LocalDisk;
-use engine::index_keeper::{IndexKeeper, metadata_of, vanilla_extension};
 use engine::layer_write::LayerStore;
 use engine::ports::Bucket;
+use engine::synthetic::SyntheticCluster;
 use engine::tenant::{BranchPoint, Tenants};
 use engine::tenant_size::synthetic_size;
 use engine::timeline::{Timeline, TimelinePolicy};
-use model::{
-    Fork, Key, LayerName, Lsn, PgMajor, RelLocator, RmgrId, TenantShardId, TimelineId, Tli, WalSegmentSize,
-};
+use model::{Fork, Key, Lsn, PgMajor, RelLocator, RmgrId, TenantShardId, TimelineId, Tli};
 
 const PG: PgMajor = PgMajor::V17;
-const SYSTEM: u64 = 7_000_000_000_000_000_001;
 /// In the middle of a page of WAL, so that what follows begins with a record.
 const BASE: Lsn = Lsn(0x0200_0100);
 const REL: RelLocator = RelLocator { spc: 1663, db: 5, rel: 16_384 };
@@ -41,23 +35,6 @@ fn id(number: u8) -> TimelineId {
     TimelineId([number; 16])
 }
 
-fn control_file() -> Vec<u8> {
-    let mut out = vec![0; 8192];
-    let mut put = |at: usize, bytes: &[u8]| out[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, &SYSTEM.to_le_bytes());
-    put(8, &format_version(PG).to_le_bytes());
-    put(12, &catalog_version(PG).to_le_bytes());
-    put(16, &6u32.to_le_bytes());
-    put(204, &8u32.to_le_bytes());
-    put(208, &1_234_567.0f64.to_le_bytes());
-    for (at, value) in [(216, 8_192u32), (220, 131_072), (224, 8_192), (228, 16 << 20)] {
-        put(at, &value.to_le_bytes());
-    }
-    let crc = crc32c::crc32c(&out[..288]);
-    out[288..292].copy_from_slice(&crc.to_le_bytes());
-    out
-}
-
 /// A base with two relations, as releases stored it that did not keep the logical size.
 async fn old_base(bucket: &Arc<dyn Bucket>) {
     let claim = Claim::take(bucket.clone(), tenant()).await.unwrap();
@@ -65,44 +42,15 @@ async fn old_base(bucket: &Arc<dyn Bucket>) {
     let files = Arc::new(LocalDisk::new(disk.path().join("cache")));
     let cache = ChunkCache::new(bucket.clone(), files, CacheLimits::default()).unwrap();
     let store = LayerStore::new(bucket.clone(), cache, claim.clone(), tenant(), id(1));
-    let counters = CheckPoint { next_xid: 1000, next_multi: 1, oldest_xid: 3, oldest_multi: 1, ..zero() };
     let (main, vm) = (REL.fork(Fork::Main), REL.fork(Fork::Vm));
     let other = RelLocator { rel: 16_385, ..REL }.fork(Fork::Main);
     let databases = DbDirectory { databases: [((1663, 5), false)].into() };
-    let mut values = vec![
-        (Key::DB_DIRECTORY, databases.encode()),
-        (Key::CONTROL_FILE, control_file()),
-        (Key::CHECKPOINT, counters.encode(PG).to_vec()),
-    ];
+    let mut values = vec![(Key::DB_DIRECTORY, databases.encode())];
     for (rel, blocks) in [(main, 100u32), (vm, 1), (other, 20)] {
         values.push((Key::rel_size(rel), blocks.to_le_bytes().to_vec()));
         values.push((Key::rel_directory_entry(rel), b"r".to_vec()));
     }
-    values.sort();
-    let mut image = store.begin_image().unwrap();
-    for (key, value) in &values {
-        image.push(*key, value).unwrap();
-    }
-    let written = store.finish_image(image, LayerName::Image { keys: Key::ALL, lsn: BASE }).await.unwrap();
-    let metadata = TimelineMetadata {
-        disk_consistent_lsn: BASE,
-        prev_record_lsn: None,
-        ancestor_timeline: None,
-        ancestor_lsn: Lsn(0),
-        latest_gc_cutoff_lsn: BASE,
-        initdb_lsn: BASE,
-        pg_version: PG,
-        unknown: Unknown::new(),
-    };
-    let mut ours = vanilla_extension(SYSTEM, WalSegmentSize::new(16 << 20).unwrap(), false, Tli(1), BASE);
-    ours.readable_from = BASE;
-    let mut part = IndexPart::new(metadata, Some(ours));
-    part.layer_metadata.insert(written.finished.name.clone(), metadata_of(&written, &claim, None));
-    IndexKeeper::create(claim, id(1), part).await.unwrap();
-}
-
-fn zero() -> CheckPoint {
-    CheckPoint::decode(PG, &[0; 88]).unwrap()
+    SyntheticCluster::at(BASE).put(&store, claim, id(1), values).await.unwrap();
 }
 
 async fn start(bucket: &Arc<dyn Bucket>) -> (Tenants, tempfile::TempDir) {

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use codec::checkpoint::CheckPoint;
-use codec::control::{catalog_version, format_version};
-use codec::index_part::{IndexPart, Source, TimelineMetadata, Unknown};
+use codec::index_part::{Source, Unknown};
 use codec::page::ZERO_PAGE;
 use codec::tenant_manifest::TenantManifest;
 use codec::wal::build::{BlockDraft, RecordDraft, WalBuilder};
@@ -18,21 +16,16 @@ use engine::chunk_cache::{CacheLimits, ChunkCache};
 use engine::claim::Claim;
 use engine::clock::SystemClock;
 use engine::disk::LocalDisk;
-use engine::index_keeper::{IndexKeeper, metadata_of, vanilla_extension};
 use engine::layer_write::LayerStore;
 use engine::object_path::{manifest_prefix, timeline_prefix, wal_prefix};
 use engine::ports::{Bucket, ListRequest};
+use engine::synthetic::{SyntheticCluster, only_when_asked};
 use engine::tenant::{BranchPoint, ChangeError, NotFound, Tenants, TimelineView};
-use engine::timeline::{Timeline, TimelinePolicy};
-use engine::wal_keeper::WalKeeping;
-use model::{
-    Fork, Key, LayerName, Lsn, PgMajor, RelTag, RmgrId, SlruKind, TenantShardId, TimelineId, Tli,
-    WalSegmentSize,
-};
+use engine::timeline::Timeline;
+use model::{Fork, Key, Lsn, RelTag, RmgrId, SlruKind, TenantShardId, TimelineId, Tli};
 
-const PG: PgMajor = PgMajor::V17;
-const SYSTEM: u64 = 7_000_000_000_000_000_001;
 const BASE: Lsn = Lsn(0x0200_0100);
+const CLUSTER: SyntheticCluster = SyntheticCluster::at(BASE);
 const REL: RelTag = RelTag { spc: 1663, db: 5, rel: 16_384, fork: Fork::Main };
 /// Blocks that records write to.
 const BLOCKS: u64 = 7;
@@ -44,63 +37,6 @@ fn tenant() -> TenantShardId {
 
 fn id(n: u8) -> TimelineId {
     TimelineId([n; 16])
-}
-
-fn segment() -> WalSegmentSize {
-    WalSegmentSize::new(16 << 20).unwrap()
-}
-
-fn control_file() -> Vec<u8> {
-    let mut out = vec![0; 8192];
-    let mut put = |at: usize, bytes: &[u8]| out[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, &SYSTEM.to_le_bytes());
-    put(8, &format_version(PG).to_le_bytes());
-    put(12, &catalog_version(PG).to_le_bytes());
-    put(16, &6u32.to_le_bytes());
-    put(204, &8u32.to_le_bytes());
-    put(208, &1_234_567.0f64.to_le_bytes());
-    put(216, &8192u32.to_le_bytes());
-    put(220, &131_072u32.to_le_bytes());
-    put(224, &8192u32.to_le_bytes());
-    put(228, &(16u32 << 20).to_le_bytes());
-    let crc = crc32c::crc32c(&out[..288]);
-    out[288..292].copy_from_slice(&crc.to_le_bytes());
-    out
-}
-
-fn checkpoint() -> [u8; codec::checkpoint::CHECKPOINT_SIZE] {
-    let zero = CheckPoint::decode(PG, &[0; 88]).unwrap();
-    let counters = CheckPoint {
-        redo: BASE,
-        tli: Tli(1),
-        prev_tli: Tli(1),
-        wal_level: 1,
-        next_xid: 1000,
-        next_oid: 20_000,
-        next_multi: 1,
-        oldest_xid: 3,
-        oldest_xid_db: 1,
-        oldest_multi: 1,
-        oldest_multi_db: 1,
-        ..zero
-    };
-    counters.encode(PG)
-}
-
-fn base_index() -> IndexPart {
-    let metadata = TimelineMetadata {
-        disk_consistent_lsn: BASE,
-        prev_record_lsn: None,
-        ancestor_timeline: None,
-        ancestor_lsn: Lsn(0),
-        latest_gc_cutoff_lsn: BASE,
-        initdb_lsn: BASE,
-        pg_version: PG,
-        unknown: Unknown::new(),
-    };
-    let mut ours = vanilla_extension(SYSTEM, segment(), false, Tli(1), BASE);
-    ours.readable_from = BASE;
-    IndexPart::new(metadata, Some(ours))
 }
 
 /// A bucket, and the logs of what feeds its timelines.
@@ -138,32 +74,16 @@ impl World {
         let local = Arc::new(LocalDisk::new(disk.path().join("cache")));
         let cache = ChunkCache::new(bucket.clone(), local, CacheLimits::default()).unwrap();
         let store = LayerStore::new(bucket.clone(), cache, claim.clone(), tenant(), MAIN);
-        let mut image = store.begin_image().unwrap();
-        image.push(Key::CONTROL_FILE, &control_file()).unwrap();
-        image.push(Key::CHECKPOINT, &checkpoint()).unwrap();
-        image.push(Key::replication_origin(1), &77u64.to_be_bytes()).unwrap();
-        let name = LayerName::Image { keys: Key::ALL, lsn: BASE };
-        let written = store.finish_image(image, name).await.unwrap();
-        let mut part = base_index();
-        part.layer_metadata.insert(written.finished.name.clone(), metadata_of(&written, &claim, None));
-        IndexKeeper::create(claim, MAIN, part).await.unwrap();
-        let log = WalBuilder::new(PG, segment(), SYSTEM, Tli(1), BASE, Lsn(0));
-        World { faulty, bucket, logs: HashMap::from([(MAIN, log)]), written: 0 }
+        let origin = (Key::replication_origin(1), 77u64.to_be_bytes().to_vec());
+        CLUSTER.put(&store, claim, MAIN, [origin]).await.unwrap();
+        World { faulty, bucket, logs: HashMap::from([(MAIN, CLUSTER.wal())]), written: 0 }
     }
 
     async fn start(&self) -> Server {
         let disk = tempfile::tempdir().unwrap();
         let local = Arc::new(LocalDisk::new(disk.path().join("cache")));
         let cache = ChunkCache::new(self.bucket.clone(), local, CacheLimits::default()).unwrap();
-        // Nothing happens because of time: what is stored or listed was asked for.
-        let never = Duration::from_hours(1);
-        let wal = WalKeeping {
-            seal_age: never,
-            idle_seal_age: never,
-            validate_every: never,
-            ..WalKeeping::default()
-        };
-        let policy = TimelinePolicy { wal, ..TimelinePolicy::default() };
+        let policy = only_when_asked();
         let tenants = Tenants::new(
             self.bucket.clone(),
             cache,
@@ -235,7 +155,7 @@ impl World {
     async fn branch(&mut self, server: &Server, new: TimelineId, parent: TimelineId, at: Lsn) -> Timeline {
         let point = BranchPoint::Lsn(at);
         let made = server.tenants.branch(tenant().tenant, new, parent, point).await.unwrap();
-        self.logs.insert(new, WalBuilder::new(PG, segment(), SYSTEM, Tli(1), at, Lsn(8)));
+        self.logs.insert(new, CLUSTER.wal_from(at, Lsn(8)));
         made
     }
 

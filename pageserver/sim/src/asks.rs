@@ -205,12 +205,7 @@ impl Run {
                 this.world.tell(|| format!("line {line} was not archived: {}", story(error)));
             }
             let is_promised = archived.is_ok() && process.promised("archiving", asked);
-            if process.is_alive() {
-                let line = &mut this.ledger.lines()[line];
-                if line.archivings.answered(process.id, question) && is_promised {
-                    line.archived = Sure::Yes;
-                }
-            }
+            this.archiving_answered(&process, line, question, is_promised.then_some(Sure::Yes));
         });
     }
 
@@ -233,13 +228,19 @@ impl Run {
                     this.world.tell(|| format!("line {line} was not unarchived: {}", story(&error)));
                 }
             }
-            if process.is_alive() {
-                let line = &mut this.ledger.lines()[line];
-                if line.archivings.answered(process.id, question) && is_promised {
-                    line.archived = Sure::No;
-                }
-            }
+            this.archiving_answered(&process, line, question, is_promised.then_some(Sure::No));
         });
+    }
+
+    /// What is known is what was promised, if nobody else was asked meanwhile.
+    fn archiving_answered(&self, process: &Process, line: usize, question: u64, promised: Option<Sure>) {
+        if process.is_alive() {
+            let line = &mut self.ledger.lines()[line];
+            let is_only_one = line.archivings.answered(process.id, question);
+            if let Some(promised) = promised.filter(|_| is_only_one) {
+                line.archived = promised;
+            }
+        }
     }
 
     fn ask_to_archive(&self, process: &Process, line: usize) -> (TimelineId, u64) {

@@ -6,9 +6,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use codec::checkpoint::CheckPoint;
 use codec::page::{self, Page, ZERO_PAGE};
 use codec::wal::build::{BlockDraft, RecordDraft, WalBuilder};
 use codec::wal::record::Record;
+use engine::synthetic::SyntheticCluster;
 use model::{
     BLOCK_SIZE, Fork, Key, Lsn, PgMajor, PgTimestamp, RelLocator, RelTag, RmgrId, SlruKind, Tli,
     WalSegmentSize,
@@ -88,30 +90,12 @@ fn fresh_page(dice: &mut Dice) -> Box<Page> {
     page
 }
 
-fn control_file(pg: PgMajor) -> Vec<u8> {
-    let mut out = vec![0; 8192];
-    let mut put = |at: usize, bytes: &[u8]| out[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, &SYSTEM.to_le_bytes());
-    put(8, &codec::control::format_version(pg).to_le_bytes());
-    put(12, &codec::control::catalog_version(pg).to_le_bytes());
-    put(16, &6u32.to_le_bytes());
-    put(204, &8u32.to_le_bytes());
-    put(208, &1_234_567.0f64.to_le_bytes());
-    for (at, value) in [(216, 8192u32), (220, 131_072), (224, 8192), (228, SEGMENT as u32)] {
-        put(at, &value.to_le_bytes());
-    }
-    let crc_at = if pg == PgMajor::V18 { 292 } else { 288 };
-    let crc = crc32c::crc32c(&out[..crc_at]);
-    out[crc_at..crc_at + 4].copy_from_slice(&crc.to_le_bytes());
-    out
-}
-
 impl Cluster {
     /// A new cluster with a base backup of it.
     pub fn new(pg: PgMajor, dice: &mut Dice, now: PgTimestamp) -> (Cluster, Base) {
         let base = Lsn(0x0200_0000 + dice.below(SEGMENT / 8) * 8).normalized(SEGMENT);
-        let segment = WalSegmentSize::new(SEGMENT).expect("1 MiB is one");
-        let wal = WalBuilder::new(pg, segment, SYSTEM, Tli(1), base, Lsn(0));
+        let wal_segment_size = WalSegmentSize::new(SEGMENT).expect("1 MiB is one");
+        let synthetic = SyntheticCluster { pg, system_identifier: SYSTEM, wal_segment_size, base };
         // Some begin just before their transactions need another page of the commit log.
         let next_xid = *dice.pick(&[1000, CLOG_PER_PAGE - 10, 100_000]);
         let mut values = BTreeMap::new();
@@ -142,32 +126,14 @@ impl Cluster {
         for page in 0..=at.page {
             values.insert(Key::slru_page(SlruKind::Clog, at.segment, page), ZERO_PAGE.to_vec());
         }
-        values.insert(Key::CONTROL_FILE, control_file(pg));
-        let checkpoint = codec::checkpoint::CheckPoint {
-            redo: base,
-            tli: Tli(1),
-            prev_tli: Tli(1),
-            full_page_writes: true,
-            wal_level: 1,
-            next_xid: u64::from(next_xid),
-            next_oid: 20_000,
-            next_multi: 1,
-            next_multi_offset: 0,
-            oldest_xid: 3,
-            oldest_xid_db: 1,
-            oldest_multi: 1,
-            oldest_multi_db: 1,
-            time: 0,
-            oldest_commit_ts_xid: 0,
-            newest_commit_ts_xid: 0,
-            oldest_active_xid: 0,
-        };
+        values.extend(synthetic.counters());
+        let checkpoint = CheckPoint { next_xid: u64::from(next_xid), ..synthetic.checkpoint() };
         values.insert(Key::CHECKPOINT, checkpoint.encode(pg).to_vec());
         let cluster = Cluster {
             pg,
             tli: Tli(1),
             tli_from: base,
-            wal,
+            wal: synthetic.wal(),
             history,
             rels,
             next_rel: 16_400,

@@ -8,6 +8,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use engine::disk::pieces;
 use engine::ports::{Disk, DiskFile, DiskSpace};
 
 use crate::dice::Dice;
@@ -130,16 +131,6 @@ struct Content {
     is_copy: Option<bool>,
 }
 
-/// The pieces that a stretch of a file touches: which, where in the piece, and where in the stretch.
-fn pieces(range: Range<u64>) -> impl Iterator<Item = (u64, Range<usize>, Range<usize>)> {
-    (range.start / PIECE..range.end.div_ceil(PIECE)).map(move |piece| {
-        let from = range.start.max(piece * PIECE);
-        let to = range.end.min((piece + 1) * PIECE);
-        let within = (from - piece * PIECE) as usize..(to - piece * PIECE) as usize;
-        (piece, within, (from - range.start) as usize..(to - range.start) as usize)
-    })
-}
-
 impl Content {
     fn used(&self) -> u64 {
         self.pieces.len() as u64 * PIECE
@@ -155,7 +146,7 @@ impl Content {
 
     fn write(&mut self, bytes: &[u8], offset: u64) {
         let end = offset + bytes.len() as u64;
-        for (piece, within, part) in pieces(offset..end) {
+        for (piece, within, part) in pieces(PIECE, offset..end) {
             let place = self.pieces.entry(piece).or_insert_with(|| vec![0; PIECE as usize]);
             place[within].copy_from_slice(&bytes[part]);
         }
@@ -183,7 +174,7 @@ impl DiskFile for SimFile {
         if end > content.length {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        for (piece, within, part) in pieces(offset..end) {
+        for (piece, within, part) in pieces(PIECE, offset..end) {
             if let Some(bytes) = content.pieces.get(&piece) {
                 buffer[part].copy_from_slice(&bytes[within]);
             } else {
@@ -217,7 +208,7 @@ impl DiskFile for SimFile {
 
     fn punch_hole(&self, range: Range<u64>) -> io::Result<()> {
         let mut content = self.content();
-        for (piece, within, _) in pieces(range) {
+        for (piece, within, _) in pieces(PIECE, range) {
             if within.len() as u64 == PIECE {
                 content.pieces.remove(&piece);
             } else if let Some(bytes) = content.pieces.get_mut(&piece) {

@@ -8,8 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
 use codec::heatmap::HeatMap;
-use codec::index_part::{IndexPart, LayerMetadata};
-use codec::layer::LayerFile;
+use codec::index_part::IndexPart;
 use codec::tenant_manifest::TenantManifest;
 use codec::wal_object;
 use engine::claim::last_claim;
@@ -28,9 +27,10 @@ use engine::sweep::{Swept, find_orphans};
 use engine::tenant::TenantConfig;
 use engine::wal_run::{WalHistory, check_overlap, contiguous_run};
 use futures::StreamExt as _;
-use model::{Generation, Key, LayerName, LayerObjectName, Lsn, TenantId, TenantShardId, TimelineId};
+use model::{Generation, Key, LayerName, Lsn, TenantId, TenantShardId, TimelineId};
 
 use super::finding::{Finding, Kind};
+use super::layer::{Checked, check_layer, layer_path};
 use crate::buckets;
 
 /// What to look at, and how.
@@ -551,79 +551,6 @@ fn history_of(found: &FoundIndex) -> WalHistory {
 
 fn index_path(tenant: TenantShardId, timeline: TimelineId, generation: Option<Generation>) -> String {
     ObjectPath::Index { tenant, timeline, generation }.to_string()
-}
-
-/// Where a layer lies that an index names.
-pub fn layer_path(
-    tenant: TenantShardId,
-    timeline: TimelineId,
-    name: &LayerName,
-    metadata: &LayerMetadata,
-) -> String {
-    let tenant = TenantShardId { tenant: tenant.tenant, shard: metadata.shard };
-    let name = LayerObjectName { layer: name.clone(), generation: metadata.generation };
-    ObjectPath::Layer { tenant, timeline, name }.to_string()
-}
-
-/// How a layer was found.
-enum Checked {
-    Sound { bytes: u64, values: u64 },
-    Gone,
-    Wrong(Kind, String),
-}
-
-async fn check_layer(
-    bucket: Arc<dyn Bucket>,
-    tenant: TenantShardId,
-    path: String,
-    name: LayerName,
-    metadata: LayerMetadata,
-) -> Result<Checked> {
-    let bytes = match bucket.get(&path, None).await {
-        Ok(object) => object.bytes,
-        Err(BucketError::NotFound(_)) => return Ok(Checked::Gone),
-        Err(error) => return Err(anyhow::Error::new(error).context(format!("cannot read {path}"))),
-    };
-    Ok(tokio::task::spawn_blocking(move || check_layer_bytes(tenant, &name, &metadata, &bytes)).await?)
-}
-
-fn check_layer_bytes(
-    tenant: TenantShardId,
-    name: &LayerName,
-    metadata: &LayerMetadata,
-    bytes: &[u8],
-) -> Checked {
-    if bytes.len() as u64 != metadata.file_size {
-        let what = format!("it has {} bytes, the index says {}", bytes.len(), metadata.file_size);
-        return Checked::Wrong(Kind::WrongSize, what);
-    }
-    let file = match LayerFile::open(bytes) {
-        Ok(file) => file,
-        Err(error) => return Checked::Wrong(Kind::DamagedLayer, error_story(&error)),
-    };
-    let summary = file.summary();
-    if summary.name != *name || summary.tenant != tenant.tenant {
-        let what = format!("it says that it is {} of tenant {}", summary.name, summary.tenant);
-        return Checked::Wrong(Kind::WrongLayer, what);
-    }
-    match metadata.layout(name) {
-        Some(Ok(layout)) if layout != *file.layout() => {
-            return Checked::Wrong(Kind::WrongLayer, "its parts lie elsewhere than the index says".into());
-        }
-        Some(Err(error)) => return Checked::Wrong(Kind::WrongLayer, error_story(&error)),
-        _ => {}
-    }
-    match file.verify() {
-        Err(error) => Checked::Wrong(Kind::DamagedLayer, error_story(&error)),
-        Ok(report) => match &metadata.palimpsest {
-            Some(details) if details.crc32c != report.crc32c => {
-                let what =
-                    format!("its CRC-32C is {:08x}, the index says {:08x}", report.crc32c, details.crc32c);
-                Checked::Wrong(Kind::WrongChecksum, what)
-            }
-            _ => Checked::Sound { bytes: bytes.len() as u64, values: report.entries },
-        },
-    }
 }
 
 /// All that any claim says.

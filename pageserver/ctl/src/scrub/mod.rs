@@ -2,6 +2,7 @@
 
 mod clean;
 mod finding;
+pub mod layer;
 pub mod look;
 #[cfg(test)]
 mod tests;

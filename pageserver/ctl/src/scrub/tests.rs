@@ -8,6 +8,7 @@ use model::{Generation, LayerName, LayerObjectName, Lsn, TimelineId, Tli};
 
 use super::clean::check_owner;
 use super::finding::Kind;
+use super::layer;
 use super::*;
 use crate::made::{History, Server, copy, make, overwrite, paths, tenant, trunk};
 
@@ -100,7 +101,7 @@ async fn newest_index(bucket: &Arc<dyn Bucket>, timeline: TimelineId) -> (String
 async fn some_layer(bucket: &Arc<dyn Bucket>, is_delta: bool) -> String {
     let (_, index) = newest_index(bucket, trunk()).await;
     let (name, metadata) = index.layer_metadata.iter().find(|(name, _)| name.is_delta() == is_delta).unwrap();
-    look::layer_path(tenant(), trunk(), name, metadata)
+    layer::layer_path(tenant(), trunk(), name, metadata)
 }
 
 #[tokio::test]

@@ -314,7 +314,7 @@ async fn check_files(
 ) -> Result<bool> {
     let pg = index.metadata().pg_version;
     let files = index.layer_metadata.iter().map(|(name, metadata)| {
-        let path = scrub::look::layer_path(tenant, timeline, name, metadata);
+        let path = scrub::layer::layer_path(tenant, timeline, name, metadata);
         let (bucket, name, metadata) = (Arc::clone(bucket), name.clone(), metadata.clone());
         async move {
             let bytes = match bucket.get(&path, None).await {

@@ -108,12 +108,12 @@ impl MemoryFile {
     }
 }
 
-/// The pieces that a stretch of a file touches: which, where in the piece, and where in the stretch.
-fn pieces(range: Range<u64>) -> impl Iterator<Item = (u64, Range<usize>, Range<usize>)> {
-    (range.start / PIECE..range.end.div_ceil(PIECE)).map(move |piece| {
-        let from = range.start.max(piece * PIECE);
-        let to = range.end.min((piece + 1) * PIECE);
-        let within = (from - piece * PIECE) as usize..(to - piece * PIECE) as usize;
+/// The pieces of `unit` bytes that a stretch of a file touches: which, where in the piece, and where in the stretch.
+pub fn pieces(unit: u64, range: Range<u64>) -> impl Iterator<Item = (u64, Range<usize>, Range<usize>)> {
+    (range.start / unit..range.end.div_ceil(unit)).map(move |piece| {
+        let from = range.start.max(piece * unit);
+        let to = range.end.min((piece + 1) * unit);
+        let within = (from - piece * unit) as usize..(to - piece * unit) as usize;
         (piece, within, (from - range.start) as usize..(to - range.start) as usize)
     })
 }
@@ -129,7 +129,7 @@ impl DiskFile for MemoryFile {
         if end > content.length {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        for (piece, within, part) in pieces(offset..end) {
+        for (piece, within, part) in pieces(PIECE, offset..end) {
             match content.pieces.get(&piece) {
                 Some(bytes) => buffer[part].copy_from_slice(&bytes[within]),
                 None => buffer[part].fill(0),
@@ -141,7 +141,7 @@ impl DiskFile for MemoryFile {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let mut content = self.content();
         let end = offset + bytes.len() as u64;
-        for (piece, within, part) in pieces(offset..end) {
+        for (piece, within, part) in pieces(PIECE, offset..end) {
             let place = match content.pieces.entry(piece) {
                 Entry::Occupied(place) => place.into_mut(),
                 Entry::Vacant(place) => {
@@ -160,7 +160,7 @@ impl DiskFile for MemoryFile {
 
     fn punch_hole(&self, range: Range<u64>) -> io::Result<()> {
         let mut content = self.content();
-        for (piece, within, _) in pieces(range) {
+        for (piece, within, _) in pieces(PIECE, range) {
             if within.len() as u64 == PIECE {
                 if content.pieces.remove(&piece).is_some() {
                     self.room.used.fetch_sub(PIECE, Ordering::SeqCst);

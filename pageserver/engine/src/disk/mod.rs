@@ -8,7 +8,7 @@ use std::io;
 use std::sync::Arc;
 
 pub use local::{LocalDisk, LocalFile};
-pub use memory::MemoryDisk;
+pub use memory::{MemoryDisk, pieces};
 
 use crate::ports::{Disk, DiskFile};
 

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 
 use codec::wal::build::{BlockDraft, RecordDraft, WalBuilder};
-use model::{Lsn, PgTimestamp, RmgrId, Tli, WalSegmentSize};
+use model::{Lsn, PgTimestamp, RmgrId};
 
 use super::book::{Book, PageId};
 use super::pages::{page_of, payload, relation};
-use super::place::{BASE, PG, SYSTEM};
+use super::place::{BASE, CLUSTER};
 
 /// Blocks that one record of a bulk load has.
 const LOADED_AT_ONCE: u32 = 16;
@@ -41,7 +41,7 @@ fn words(words: &[u32]) -> Vec<u8> {
 impl Author {
     /// Goes on from an empty base.
     pub fn new(time: PgTimestamp) -> Author {
-        let mut wal = WalBuilder::new(PG, WalSegmentSize::DEFAULT, SYSTEM, Tli(1), BASE, Lsn(0));
+        let mut wal = CLUSTER.wal();
         // What comes before the base is not received.
         let (from, bytes) = wal.take();
         debug_assert_eq!(from.add(bytes.len() as u64), BASE);

@@ -9,11 +9,11 @@ use codec::wal::build::{RecordDraft, WalBuilder};
 use engine::ports::{Body, Bucket as _, PutIf};
 use engine::tenant::BranchPoint;
 use engine::timeline::Timeline;
-use model::{RmgrId, TenantId, TimelineId, Tli, WalSegmentSize};
+use model::{RmgrId, TenantId, TimelineId, Tli};
 
 use super::BenchHistory;
 use super::counting::Requests;
-use super::place::{MAIN, PG, Place, SYSTEM, memory};
+use super::place::{CLUSTER, MAIN, Place, memory};
 use super::size::mib;
 use crate::bench::clock::{Samples, cpu_time, line};
 
@@ -120,7 +120,7 @@ struct Trickle {
 impl Trickle {
     fn new(timeline: Timeline) -> Trickle {
         let (last, prev) = timeline.last_and_prev();
-        let mut wal = WalBuilder::new(PG, WalSegmentSize::DEFAULT, SYSTEM, Tli(1), last, prev);
+        let mut wal = CLUSTER.wal_from(last, prev);
         // A branch that received nothing yet takes the page that it begins in once more.
         let (from, mut bytes) = wal.take();
         let unsent = bytes.split_off(timeline.received().since(from) as usize);

@@ -13,7 +13,7 @@ use model::{BLOCK_SIZE, Key, Lsn, RmgrId};
 
 use super::BenchHistory;
 use super::pages::{page_of, payload, relation};
-use super::place::{PG, TENANT};
+use super::place::{CLUSTER, TENANT};
 use super::readers::compare;
 use super::session::Session;
 use crate::bench::clock::{cpu_time, line, median_nanos};
@@ -66,8 +66,13 @@ pub async fn run(arguments: &BenchHistory) -> Result<()> {
     let changes: Vec<(Lsn, Bytes)> =
         (0..CHANGES).map(|at| (Lsn(0x0400_0000 + u64::from(at) * 256), change(at))).collect();
     let redo = median_nanos(|| {
-        redo::reconstruct(Some(&base[..]), changes.iter().map(|(lsn, value)| (*lsn, &value[..])), PG, key)
-            .is_ok()
+        redo::reconstruct(
+            Some(&base[..]),
+            changes.iter().map(|(lsn, value)| (*lsn, &value[..])),
+            CLUSTER.pg,
+            key,
+        )
+        .is_ok()
     });
     let pack = median_nanos(|| zstd::bulk::compress(&base[..], 1).map(|packed| packed.len()));
     let each = cpu.as_secs_f64() * 1e9 / f64::from(pages);
@@ -100,6 +105,6 @@ fn change(at: u32) -> Bytes {
     };
     let draft =
         RecordDraft { blocks: vec![block], xid: 9, ..RecordDraft::new(RmgrId::HEAP, 0x70, vec![1, 0, 0, 0]) };
-    let record = draft.encode(PG, Lsn(0x0300_0000));
+    let record = draft.encode(CLUSTER.pg, Lsn(0x0300_0000));
     Value::Change(Change::Postgres { will_init: false, record: &record }).to_bytes().into()
 }
