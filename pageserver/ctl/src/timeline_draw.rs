@@ -8,8 +8,8 @@ use clap::{Args, Subcommand};
 use codec::heatmap::HeatMap;
 use engine::compact::shelf::shelves;
 use engine::compact::{CompactionPolicy, debt, view_of};
-use engine::index_keeper::wishes_of;
-use engine::retention::{Retention, Wishes, points};
+use engine::index_keeper::{retention_of, wishes_of};
+use engine::retention::Wishes;
 use model::{LayerName, LayerObjectName, Lsn, TimelineId};
 use serde::Deserialize;
 
@@ -112,7 +112,7 @@ fn from_index(
 ) -> Lane {
     let index = &found.index;
     let metadata = index.metadata();
-    let retention = Retention::new(metadata.latest_gc_cutoff_lsn, points(id, wishes));
+    let retention = retention_of(id, index, wishes);
     let view = view_of(index, retention.clone());
     let policy = CompactionPolicy::default();
     let mut remarks = vec![format!("Postgres {}", metadata.pg_version)];

@@ -110,7 +110,8 @@ impl Tenant {
             .index()
             .change(|part| {
                 let points = points.into_iter().chain(wishes_of(part).lsns);
-                retention = Retention::new(cutoff, points.filter(|point| before.keeps(*point)));
+                retention =
+                    Retention::new(before.segment, cutoff, points.filter(|point| before.keeps(*point)));
                 if retention == *before {
                     return Ok::<_, PutIndexError>(Changed::No);
                 }

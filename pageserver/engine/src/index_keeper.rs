@@ -4,6 +4,7 @@
 //! So the index is written once for many of them, and each is answered when it is in the bucket. A put that fails takes with it what was built
 //! upon it.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, OnceLock};
 
@@ -11,7 +12,7 @@ use codec::index_part::{
     DETACH_ANCESTOR, Extension, IndexPart, LayerMetadata, NotPortable, TimelineMetadata, TliStart, UtcTime,
     WalFlavour, WalObjectEntry,
 };
-use model::{LayerName, LayerObjectName, Lsn, PgTimestamp, TenantShardId, TimelineId, Tli};
+use model::{LayerName, LayerObjectName, Lsn, PgTimestamp, TenantShardId, TimelineId, Tli, WalSegmentSize};
 use tokio::sync::Mutex;
 
 use crate::claim::Claim;
@@ -19,7 +20,7 @@ use crate::error_story::error_story;
 use crate::index_store::{FoundIndex, IndexStore, IndexWriter, PutIndexError};
 use crate::layer_read::Layer;
 use crate::layer_write::{LayerStore, WrittenLayer};
-use crate::retention::Wishes;
+use crate::retention::{Retention, Wishes, points};
 use crate::stored_wal::StoredWal;
 use crate::timeline::lease::drop_expired;
 use crate::timeline::{Timeline, TimelineFacts};
@@ -472,6 +473,12 @@ pub fn wishes_of(part: &IndexPart) -> Wishes {
         leaves: left.filter(|_| part.gc_blocked_by(DETACH_ANCESTOR)),
         lsns: leases.chain(names).collect(),
     }
+}
+
+/// What of timeline `id` can be read by its index and what all timelines of its tenant wish.
+pub fn retention_of(id: TimelineId, part: &IndexPart, wishes: &BTreeMap<TimelineId, Wishes>) -> Retention {
+    let segment = part.palimpsest.as_ref().map_or(WalSegmentSize::DEFAULT, |ours| ours.wal_segment_size);
+    Retention::new(segment, part.metadata().latest_gc_cutoff_lsn, points(id, wishes))
 }
 
 /// What an index says of a layer that the holder of a claim wrote.

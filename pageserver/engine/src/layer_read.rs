@@ -1,7 +1,8 @@
 //! Reading layers through the chunk cache.
 //!
 //! The codec says which block it wants next; this file fetches and checks it. A layer that is only in the bucket costs two dependent GETs for
-//! its first page: one for checksums and index, one for the values. When everything is in memory nothing awaits.
+//! its first page: one for checksums and index, one for the values. Where parts of these were evicted, a chunk comes together with the checksums that it
+//! is checked by. When everything is in memory nothing awaits.
 
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -10,7 +11,7 @@ use bytes::Bytes;
 use codec::layer::blob::BlobHead;
 use codec::layer::{Block, ChecksumTable, DeltaEntry, DeltaScan, ImageScan, Layout, ReadLayerError, Summary};
 use model::{BLOCK_SIZE, Key, KeyRange, LayerName, Lsn, PgTimestamp};
-use tokio::sync::{OnceCell, mpsc};
+use tokio::sync::{Mutex, OnceCell, mpsc};
 
 use crate::as_of::ReadError;
 use crate::chunk_cache::heat::Heat;
@@ -40,7 +41,8 @@ pub struct Layer {
     object: Object,
     claim: Claim,
     layout: OnceCell<Layout>,
-    warmed: OnceCell<()>,
+    /// Held by who fetches the index, so that others need not.
+    warming: Mutex<()>,
     commit_times: Option<(PgTimestamp, PgTimestamp)>,
     heat: Heat,
     /// Where to say that nobody reads it any more, once no index names it.
@@ -95,7 +97,7 @@ impl Layer {
             object,
             claim,
             layout: OnceCell::new_with(layout),
-            warmed: OnceCell::new(),
+            warming: Mutex::new(()),
             commit_times,
             heat: Heat::default(),
             retired: OnceLock::new(),
@@ -322,10 +324,7 @@ impl Layer {
                     let block = chunk.first_chunk::<BLOCK_SIZE>().ok_or_else(|| too_short(0, chunk.len()))?;
                     Ok(Summary::decode(block)?)
                 };
-                let summary = match read().await {
-                    Err(ReadFileError::Damaged(error)) if self.is_only_local(&error) => read().await?,
-                    other => other?,
-                };
+                let summary = self.again_if_only_local(read(), read()).await?;
                 if summary.name != self.name {
                     return Err(ReadFileError::WrongFile(format!(
                         "the file says that it is {}",
@@ -337,8 +336,16 @@ impl Layer {
             .await
     }
 
-    /// Fetches checksums and index, all at once, the first time that anything is missing.
+    /// Fetches what is missing of checksums and index, all at once, where not even the root is at hand: more than one of them will be wanted.
     async fn warm(&self, layout: &Layout) -> Result<(), ReadFileError> {
+        let root = (layout.index_start_block() + layout.index_root_block()) / BLOCKS_PER_CHUNK;
+        if self.is_at_hand(layout, root) {
+            return Ok(());
+        }
+        let _warming = self.warming.lock().await;
+        if self.is_at_hand(layout, root) {
+            return Ok(());
+        }
         let first = layout.checksums().map_or(layout.index_start_block(), ChecksumTable::start_block);
         let chunks = first / BLOCKS_PER_CHUNK..self.object.chunks();
         let end = chunks.end.saturating_sub(WARM_CHUNKS).max(chunks.start)..chunks.end;
@@ -350,7 +357,11 @@ impl Layer {
             let sums = layout.index_start_block().div_ceil(BLOCKS_PER_CHUNK);
             gets.push(chunks.start..sums.min(end.start));
         }
-        self.warmed.get_or_try_init(|| self.object.bring(gets)).await.copied().map_err(ReadFileError::from)
+        Ok(self.object.bring(gets).await?)
+    }
+
+    fn is_at_hand(&self, layout: &Layout, chunk: u32) -> bool {
+        self.object.is_at_hand(chunk, kind_of(layout, chunk))
     }
 
     /// Has the values of one key at hand, whose headers begin from offset `first` to `last`: where they may be in several chunks, these are fetched at once.
@@ -365,13 +376,11 @@ impl Layer {
         if chunks.len() == 1 || reading == ReadFor::Scan || self.object.unpacked(first, reading).is_some() {
             return Ok(());
         }
-        let is_missing = |chunk: &u32| {
-            self.object.in_memory(*chunk, kind_of(layout, *chunk), reading).is_none()
-                && !self.object.is_local(*chunk)
-        };
-        let missing: Vec<u32> = chunks.filter(is_missing).collect();
-        if missing.len() > 1 {
-            self.object.bring(missing.into_iter().map(|chunk| chunk..chunk + 1).collect()).await?;
+        let mut missing = chunks.filter(|chunk| !self.is_at_hand(layout, *chunk));
+        let Some(first) = missing.next() else { return Ok(()) };
+        if let Some(last) = missing.last() {
+            let sums = self.missing_sums(layout, first).map(|sums| sums..sums + 1);
+            self.object.bring(std::iter::once(first..last + 1).chain(sums).collect()).await?;
         }
         Ok(())
     }
@@ -404,44 +413,62 @@ impl Layer {
             self.warm(layout).await?;
         }
         let kind = kind_of(layout, chunk);
-        let checked = async |again: bool| {
-            let bytes = self.raw_chunk(chunk, kind, reading).await?;
-            self.check_chunk(layout, chunk, &bytes, reading, again).await.map(|()| bytes)
+        let read = async || {
+            let (bytes, sums) = match self.missing_sums(layout, chunk) {
+                Some(sums) => {
+                    let sums_of = self.raw_chunk(sums, PieceKind::Index, reading);
+                    let (bytes, of) = tokio::try_join!(self.raw_chunk(chunk, kind, reading), sums_of)?;
+                    (bytes, (sums, of))
+                }
+                None => {
+                    let bytes = self.raw_chunk(chunk, kind, reading).await?;
+                    (bytes.clone(), (chunk, bytes))
+                }
+            };
+            self.check_chunk(layout, chunk, &bytes, reading, &sums).await.map(|()| bytes)
         };
-        let bytes = match checked(false).await {
-            Err(ReadFileError::Damaged(error)) if self.is_only_local(&error) => checked(true).await?,
-            other => other?,
-        };
+        let bytes = self.again_if_only_local(read(), read()).await?;
         self.object.admit(chunk, kind, reading, bytes.clone());
         Ok(bytes)
     }
 
-    /// Whether it may be only the local copy that is damaged: that goes, and the object is worth another look.
-    fn is_only_local(&self, error: &ReadLayerError) -> bool {
-        let had_copy = self.object.forget_local_copy();
-        if had_copy {
-            tracing::warn!(%error, object = self.object.path(), "the local copy of a layer may be damaged, and goes");
+    /// The chunk with the checksums of this one, if it is another one and not at hand either: one need not wait for the other.
+    fn missing_sums(&self, layout: &Layout, chunk: u32) -> Option<u32> {
+        let table = layout.checksums()?;
+        let mut blocks = chunk * BLOCKS_PER_CHUNK..(chunk + 1) * BLOCKS_PER_CHUNK;
+        let sums = blocks.find_map(|block| table.locate(block))?.table_block / BLOCKS_PER_CHUNK;
+        (sums != chunk && !self.is_at_hand(layout, sums)).then_some(sums)
+    }
+
+    /// What is read may be damaged in the local copy only: that goes, and the object is worth another look.
+    async fn again_if_only_local<T>(
+        &self,
+        read: impl Future<Output = Result<T, ReadFileError>>,
+        again: impl Future<Output = Result<T, ReadFileError>>,
+    ) -> Result<T, ReadFileError> {
+        match read.await {
+            Err(ReadFileError::Damaged(error)) if self.object.forget_local_copy() => {
+                let object = self.object.path();
+                tracing::warn!(%error, object, "the local copy of a layer may be damaged, and goes");
+                again.await
+            }
+            other => other,
         }
-        had_copy
     }
 
     /// Adjacent chunks, checked, for one who reads the layer from one end to the other: what is at hand is used, and nothing that is fetched is kept.
     pub(crate) async fn chunks(&self, layout: &Layout, chunks: Range<u32>) -> Result<Vec<Bytes>, ReadError> {
-        let read = async |again: bool| {
+        let read = async || {
             let loaded = match self.object.load_run_once(chunks.clone()).await {
                 Err(FetchError::Gone(path)) => Err(self.gone(path).await),
                 other => Ok(other?),
             }?;
             for (chunk, bytes) in chunks.clone().zip(&loaded) {
-                self.check_chunk(layout, chunk, bytes, ReadFor::Scan, again).await?;
+                self.check_chunk(layout, chunk, bytes, ReadFor::Scan, &(chunk, bytes.clone())).await?;
             }
             Ok(loaded)
         };
-        let checked = match read(false).await {
-            Err(ReadFileError::Damaged(error)) if self.is_only_local(&error) => read(true).await,
-            other => other,
-        };
-        checked.map_err(|error| self.story(error))
+        self.again_if_only_local(read(), read()).await.map_err(|error| self.story(error))
     }
 
     /// A checked block of the index, for the same.
@@ -464,55 +491,59 @@ impl Layer {
         self.story(error.into())
     }
 
-    /// Checks a chunk by checksums that are read once: where they are kept they may be damaged, too. Those that are in a chunk which was fetched `again` are
-    /// taken from there; else they are read like any, which counts as a use of them.
+    /// Checks a chunk by checksums. Those in `sums`, a chunk and its bytes, are taken from there; else they are read like any, which counts as a use of
+    /// them.
     async fn check_chunk(
         &self,
         layout: &Layout,
         chunk: u32,
         bytes: &Bytes,
         reading: ReadFor,
-        again: bool,
+        sums: &(u32, Bytes),
     ) -> Result<(), ReadFileError> {
-        if let Some(table) = layout.checksums() {
-            let mut sums = again.then(|| (chunk, bytes.clone()));
-            for (index, block) in bytes.chunks_exact(BLOCK_SIZE).enumerate() {
-                let number = chunk * BLOCKS_PER_CHUNK + index as u32;
-                self.check(table, number, as_block(block), &mut sums, reading).await?;
+        let Some(table) = layout.checksums() else { return Ok(()) };
+        let mut at_hand: Option<(u32, Bytes)> = None;
+        for (number, block) in (chunk * BLOCKS_PER_CHUNK..).zip(bytes.chunks_exact(BLOCK_SIZE)) {
+            if number == 0 {
+                Summary::decode(as_block(block))?;
+            } else if table.blocks().contains(&number) {
+                table.check_table_block(number, as_block(block))?;
+            } else if let Some(sum) = table.locate(number) {
+                let of = match at_hand.take().filter(|(at_hand, _)| *at_hand == sum.table_block) {
+                    Some((_, of)) => of,
+                    None => self.checked_sums(table, sum.table_block, sums, reading).await?,
+                };
+                table.check(number, as_block(block), as_block(&of))?;
+                at_hand = Some((sum.table_block, of));
             }
         }
         Ok(())
     }
 
-    async fn check(
+    /// A block of the table of checksums, which checks itself: where they are kept they may be damaged, too.
+    async fn checked_sums(
         &self,
         table: ChecksumTable,
-        number: u32,
-        block: &Block,
-        at_hand: &mut Option<(u32, Bytes)>,
+        table_block: u32,
+        (at_hand, bytes): &(u32, Bytes),
         reading: ReadFor,
-    ) -> Result<(), ReadFileError> {
-        if number == 0 {
-            Summary::decode(block)?;
-        } else if table.blocks().contains(&number) {
-            table.check_table_block(number, block)?;
-        } else if let Some(sum) = table.locate(number) {
-            // From memory when its chunk was admitted, else unchecked: a block of the table checks itself.
-            let chunk = sum.table_block / BLOCKS_PER_CHUNK;
-            let bytes = match at_hand.take().filter(|(at_hand, _)| *at_hand == chunk) {
-                Some((_, bytes)) => bytes,
-                None => match self.object.in_memory(chunk, PieceKind::Index, reading) {
-                    Some(bytes) => bytes,
-                    None => self.raw_chunk(chunk, PieceKind::Index, reading).await?,
-                },
-            };
-            let (_, bytes) = at_hand.insert((chunk, bytes));
-            let at = (sum.table_block % BLOCKS_PER_CHUNK) as usize * BLOCK_SIZE;
-            let sums = bytes.get(at..at + BLOCK_SIZE).ok_or_else(|| too_short(at as u64, bytes.len()))?;
-            table.check_table_block(sum.table_block, as_block(sums))?;
-            table.check(number, block, as_block(sums))?;
+    ) -> Result<Bytes, ReadFileError> {
+        let chunk = table_block / BLOCKS_PER_CHUNK;
+        let bytes = if chunk == *at_hand {
+            bytes.clone()
+        } else {
+            match self.object.in_memory(chunk, PieceKind::Index, reading) {
+                Some(bytes) => bytes,
+                None => self.raw_chunk(chunk, PieceKind::Index, reading).await?,
+            }
+        };
+        let at = (table_block % BLOCKS_PER_CHUNK) as usize * BLOCK_SIZE;
+        if bytes.len() < at + BLOCK_SIZE {
+            return Err(too_short(at as u64, bytes.len()));
         }
-        Ok(())
+        let sums = bytes.slice(at..at + BLOCK_SIZE);
+        table.check_table_block(table_block, as_block(&sums))?;
+        Ok(sums)
     }
 
     async fn raw_chunk(&self, chunk: u32, kind: PieceKind, reading: ReadFor) -> Result<Bytes, ReadFileError> {

@@ -11,13 +11,13 @@ use model::{Generation, LayerName, LayerObjectName, Lsn, TenantShardId, Timeline
 
 use crate::chunk_cache::ChunkCache;
 use crate::claim::Claim;
-use crate::index_keeper::wishes_of;
+use crate::index_keeper::{retention_of, wishes_of};
 use crate::index_store::{IndexStore, LoadIndexError};
 use crate::layer_map::LayerMap;
 use crate::layer_write::LayerStore;
 use crate::ports::{Bucket, BucketError};
 use crate::read::{Ancestor, Snapshot};
-use crate::retention::{Retention, Wishes, points};
+use crate::retention::Wishes;
 use crate::tail::Tail;
 
 /// Branches of branches of branches: an index that claims more is damaged, or its own ancestor.
@@ -90,7 +90,7 @@ pub fn snapshot<'a>(
             layers: Arc::new(layers(bucket, cache, tenant, id, index)?),
             ancestor,
             branched_at: branched_at(index),
-            retention: Arc::new(Retention::new(metadata.latest_gc_cutoff_lsn, points(id, wishes))),
+            retention: Arc::new(retention_of(id, index, wishes)),
             reads: Arc::default(),
         }));
     }

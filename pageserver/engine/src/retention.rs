@@ -9,25 +9,27 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::lsn::LONG_PAGE_HEADER;
-use model::{KeyRange, LayerName, Lsn, TimelineId};
+use model::lsn::{LONG_PAGE_HEADER, SHORT_PAGE_HEADER};
+use model::{KeyRange, LayerName, Lsn, TimelineId, WalSegmentSize};
 
 use crate::layer_map::MapLayer;
 
 /// What of a timeline can be read.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Retention {
     /// Every LSN from here on.
     pub cutoff: Lsn,
     /// Below it, exactly these. Ascending.
     pub points: Vec<Lsn>,
+    /// Tells which pages of WAL have long headers.
+    pub segment: WalSegmentSize,
 }
 
 impl Retention {
     /// Of these points only those below the cutoff are kept; the others need no mention.
-    pub fn new(cutoff: Lsn, points: impl IntoIterator<Item = Lsn>) -> Retention {
+    pub fn new(segment: WalSegmentSize, cutoff: Lsn, points: impl IntoIterator<Item = Lsn>) -> Retention {
         let points: BTreeSet<Lsn> = points.into_iter().filter(|point| *point < cutoff).collect();
-        Retention { cutoff, points: points.into_iter().collect() }
+        Retention { cutoff, points: points.into_iter().collect(), segment }
     }
 
     /// Whether what the timeline was at `lsn` can be read.
@@ -43,7 +45,7 @@ impl Retention {
             return Some(lsn);
         }
         let next = self.points.get(self.points.partition_point(|point| *point < lsn)).unwrap_or(&self.cutoff);
-        is_same_place(lsn, *next).then_some(*next)
+        self.is_same_place(lsn, *next).then_some(*next)
     }
 
     /// The lowest LSN at or above `lsn` that can be read.
@@ -62,12 +64,13 @@ impl Retention {
     pub fn covers(&self, other: &Retention) -> bool {
         self.cutoff <= other.cutoff && other.points.iter().all(|point| self.keeps(*point))
     }
-}
 
-/// Whether nothing can lie between two LSNs: both are the header of a page of WAL, or where its first record begins.
-fn is_same_place(lsn: Lsn, later: Lsn) -> bool {
-    let in_header = |lsn: Lsn| lsn.0 - lsn.page_start().0 <= LONG_PAGE_HEADER;
-    lsn == later || (lsn.page_start() == later.page_start() && in_header(lsn) && in_header(later))
+    /// Whether no record can end after the first of two LSNs and up to the second: both lie in the header of a page of WAL, or right behind it.
+    fn is_same_place(&self, lsn: Lsn, later: Lsn) -> bool {
+        let page = later.page_start();
+        let header = if self.segment.offset(page) == 0 { LONG_PAGE_HEADER } else { SHORT_PAGE_HEADER };
+        lsn == later || (page <= lsn && later <= page.add(header))
+    }
 }
 
 /// What one timeline asks to be kept, of itself and of its ancestors.
@@ -163,6 +166,8 @@ mod tests {
         }
     }
 
+    const SEGMENT: WalSegmentSize = WalSegmentSize::DEFAULT;
+
     /// Far from the header of a page.
     fn lsn(number: u64) -> Lsn {
         Lsn(0x1000 + number)
@@ -234,7 +239,7 @@ mod tests {
             image(0, 10, 30),
         ];
         let gone = |cutoff, points: &[u64]| {
-            let retention = Retention::new(lsn(cutoff), points.iter().copied().map(lsn));
+            let retention = Retention::new(SEGMENT, lsn(cutoff), points.iter().copied().map(lsn));
             unneeded(&layers, &retention).into_iter().map(ToString::to_string).collect::<Vec<_>>()
         };
         let names = |some: &[usize]| some.iter().map(|at| layers[*at].to_string()).collect::<Vec<_>>();
@@ -249,10 +254,15 @@ mod tests {
 
     #[test]
     fn one_place_has_several_names_around_a_page_header_of_wal() {
-        let kept =
-            |points: &[u64], lsn| Retention::new(Lsn(0x9000), points.iter().copied().map(Lsn)).kept(Lsn(lsn));
+        let kept = |points: &[u64], lsn| {
+            let points = points.iter().map(|lsn| Lsn(SEGMENT.bytes() + lsn));
+            let kept = Retention::new(SEGMENT, Lsn(SEGMENT.bytes() + 0x9000), points);
+            kept.kept(Lsn(SEGMENT.bytes() + lsn)).map(|lsn| Lsn(lsn.0 - SEGMENT.bytes()))
+        };
         assert_eq!(kept(&[0x4018], 0x4000), Some(Lsn(0x4018)));
-        assert_eq!(kept(&[0x4028], 0x4018), Some(Lsn(0x4028)));
+        assert_eq!(kept(&[0x28], 0x18), Some(Lsn(0x28)), "where a file of WAL begins, headers are longer");
+        assert_eq!(kept(&[0x30], 0x28), None);
+        assert_eq!(kept(&[0x4028], 0x4018), None, "a record that began on the page before may end there");
         assert_eq!(kept(&[0x4018], 0x4020), None, "a point that was passed");
         assert_eq!(kept(&[0x4030], 0x4000), None, "a record may end there");
         assert_eq!(kept(&[0x4018], 0x3FF8), None);
@@ -272,7 +282,7 @@ mod tests {
         fn what_goes_matters_to_no_read_that_is_allowed(
             layers in prop::collection::vec(any_layer(), 0..20), cutoff in 0u64..50, points in prop::collection::vec(0u64..50, 0..4), asked in 0u32..20, at in 0u64..60,
         ) {
-            let retention = Retention::new(lsn(cutoff), points.into_iter().map(lsn));
+            let retention = Retention::new(SEGMENT, lsn(cutoff), points.into_iter().map(lsn));
             prop_assume!(retention.keeps(lsn(at)));
             let gone: Vec<LayerName> = unneeded(&layers, &retention).into_iter().cloned().collect();
             let left: Vec<&LayerName> = layers.iter().filter(|layer| !gone.contains(layer)).collect();

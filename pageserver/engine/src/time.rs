@@ -165,7 +165,18 @@ impl Timeline {
     /// Whether what can be read first is as of a time up to `time`: it began with a checkpoint before, as commits before that checkpoint are older than it and
     /// those since are in the history. Where history was collected, a page of the commit log tells when its last commit was.
     async fn base_is_older_than(&self, time: PgTimestamp) -> Result<bool, ReadError> {
-        let (view, start) = (self.view().load_full(), self.kept_from());
+        loop {
+            let start = self.kept_from();
+            match self.at_is_older_than(start, time).await {
+                // Where an ancestor's cutoff moved on in the meantime, history begins later now.
+                Err(ReadError::BehindCutoff { .. }) if self.kept_from() > start => {}
+                other => return other,
+            }
+        }
+    }
+
+    async fn at_is_older_than(&self, start: Lsn, time: PgTimestamp) -> Result<bool, ReadError> {
+        let view = self.view().load_full();
         let stored = view.get(Key::CHECKPOINT, start).await?;
         let Some(checkpoint) = stored.and_then(|bytes| CheckPoint::decode(self.facts().pg, &bytes).ok())
         else {

@@ -213,3 +213,18 @@ fn what_was_cut_at_the_cutoff_is_merged_with_what_is_above_it() {
         ",
     );
 }
+
+/// A page of WAL that does not begin a file of it has a short header: a record may end behind that, and what is asked for before its end is not the same place.
+#[test]
+fn what_lies_before_the_end_of_a_record_is_not_read_as_of_it() {
+    holds(
+        "
+         seed 3943
+         +13 write 3 2 1392624911
+         +3 branch 1 time 668
+         +13558 write 0 4 366113153
+         +20 branch 4 tip 0
+         +156072 write 3 19 2109434713
+        ",
+    );
+}

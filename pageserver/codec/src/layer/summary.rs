@@ -20,6 +20,7 @@ use model::{BLOCK_SIZE, Key, LayerName, Lsn, TenantId, TimelineId};
 
 use super::{Block, ChecksumTable, LayerKind, Layout, ReadLayerError};
 use crate::bytes_in::{BytesIn, Truncated};
+use crate::page::ZERO_PAGE;
 
 const IMAGE_MAGIC: u16 = 0x5A60;
 const DELTA_MAGIC: u16 = 0x5A61;
@@ -123,8 +124,10 @@ impl Summary {
         let written = input.position();
         let summary = Summary { tenant, timeline, name, index_start_block, index_root_block, checksums };
         let tail = if summary.checksums.is_some() { EXTENSION_END } else { EXTENSION_AT };
-        for at in (written..EXTENSION_AT).chain(tail..BLOCK_SIZE) {
-            if block[at] != 0 {
+        for padding in [written..EXTENSION_AT, tail..BLOCK_SIZE] {
+            // Compared as a whole, as this is done whenever a layer's first chunk is fetched.
+            if block[padding.clone()] != ZERO_PAGE[padding.clone()] {
+                let at = padding.clone().find(|at| block[*at] != 0).unwrap_or(padding.start);
                 return Err(field(at, "padding of block 0", block[at], "0"));
             }
         }

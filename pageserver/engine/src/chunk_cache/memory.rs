@@ -95,6 +95,11 @@ impl MemoryTier {
         self.window.lock().expect("no holder panics").get(&key, Use::Leaves)
     }
 
+    /// Whether a piece is kept for readers.
+    pub(super) fn has(&self, key: PieceKey, kind: PieceKind) -> bool {
+        self.shard(key).lock().expect("no holder panics").of(kind).get(&key, Use::Leaves).is_some()
+    }
+
     /// Keeps a piece. Of a scan, only in the window, but for indexes.
     pub(super) fn insert(&self, key: PieceKey, kind: PieceKind, reading: ReadFor, bytes: Bytes) {
         let size = bytes.len();

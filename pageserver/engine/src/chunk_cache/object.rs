@@ -181,19 +181,21 @@ impl Object {
             return self.load_ahead(chunk).await;
         }
         let this = self.clone();
+        // Who needs a part of an index comes back to it, and finds it in memory then: nothing else would tell that it is in use.
+        let hot = kind == PieceKind::Index && reading == ReadFor::Reader;
         let fetch = async move {
-            let pieces = this.get_and_keep(chunk..chunk + 1, Purpose::Reader, false).await;
+            let pieces = this.get_and_keep(chunk..chunk + 1, Purpose::Reader, hot).await;
             pieces.map(|mut pieces| pieces.swap_remove(0))
         };
         self.share(Wanted::Chunk(chunk), fetch).await
     }
 
-    /// Whether the local disk has a chunk.
-    pub fn is_local(&self, chunk: u32) -> bool {
-        self.cache.disk.has(self.id, chunk)
+    /// Whether memory or the local disk have a chunk. Counts as no use of it.
+    pub fn is_at_hand(&self, chunk: u32, kind: PieceKind) -> bool {
+        self.cache.memory.has((self.id, Piece::Chunk(chunk)), kind) || self.cache.disk.has(self.id, chunk)
     }
 
-    /// Brings several stretches of chunks at once to the local disk.
+    /// Brings several stretches of chunks at once to the local disk, those that are missing with one GET where they are adjacent.
     pub async fn bring(&self, stretches: Vec<Range<u32>>) -> Result<(), FetchError> {
         let this = self.clone();
         let bringing = tokio::spawn(async move {
@@ -203,12 +205,8 @@ impl Object {
         bringing.await.unwrap_or_else(|ended| Err(self.ended(&ended)))
     }
 
-    /// Chunks from disk or bucket, unchecked, those that are missing with one GET where they are adjacent.
-    pub async fn load_run(&self, chunks: Range<u32>) -> Result<Vec<Bytes>, FetchError> {
-        self.load_all(chunks, ReadFor::Reader).await
-    }
-
-    /// The same for one who comes by once: what memory or disk have is used, and nothing that is fetched is kept.
+    /// Chunks from disk or bucket, unchecked, for one who comes by once: what is on disk is used, and nothing that is fetched is kept. One GET where
+    /// what is missing is adjacent.
     pub async fn load_run_once(&self, chunks: Range<u32>) -> Result<Vec<Bytes>, FetchError> {
         self.load_all(chunks, ReadFor::Scan).await
     }

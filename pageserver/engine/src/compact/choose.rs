@@ -245,6 +245,10 @@ const MUCH: f64 = 1.5;
 /// A shelf on which reads go too deep, or so often below its images that new ones are worth it.
 fn flatten(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key]) -> Option<Job> {
     let deltas = shelf.deltas();
+    let may_be_high = deltas.len() > policy.max_deltas;
+    if !may_be_high && deltas.iter().all(|layer| layer.heat == 0) {
+        return None; // most shelves, each time
+    }
     let images = shelf.newest_images(Lsn::MAX);
     let oldest_image = images.iter().map(|layer| layer.name.lsns().start).min();
     let above: Vec<&LayerFacts> = deltas
@@ -252,7 +256,7 @@ fn flatten(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key]) 
         .copied()
         .filter(|layer| oldest_image.is_none_or(|image| layer.name.lsns().end.0 > image.0 + 1))
         .collect();
-    let height = if deltas.len() > policy.max_deltas { stack_height(shelf) } else { above.len() };
+    let height = if may_be_high { stack_height(shelf) } else { above.len() };
     let is_high = height > policy.max_deltas;
     let urgency = if is_high { URGENT + height as f64 } else { 0.0 };
     let reads: u64 = above.iter().map(|layer| u64::from(layer.heat)).sum::<u64>() * policy.read_weight;
@@ -443,6 +447,8 @@ pub(super) fn split_at(shelf: &Shelf, cutoff: Lsn) -> Option<Lsn> {
 
 #[cfg(test)]
 mod tests {
+    use model::WalSegmentSize;
+
     use super::*;
 
     /// Far from the header of a page.
@@ -482,7 +488,7 @@ mod tests {
     }
 
     fn view(l0: Vec<LayerFacts>, rest: Vec<LayerFacts>, cutoff: u64, points: &[u64]) -> View {
-        let retention = Retention::new(lsn(cutoff), points.iter().copied().map(lsn));
+        let retention = Retention::new(WalSegmentSize::DEFAULT, lsn(cutoff), points.iter().copied().map(lsn));
         View { l0, rest, retention, is_branch: false, beyond_redo: Vec::new() }
     }
 

@@ -69,7 +69,7 @@ pub fn time_near(part: &IndexPart, lsn: Lsn) -> Option<PgTimestamp> {
 
 #[cfg(test)]
 mod tests {
-    use model::Key;
+    use model::{Key, WalSegmentSize};
 
     use super::*;
 
@@ -96,7 +96,7 @@ mod tests {
         View {
             l0: vec![l0],
             rest,
-            retention: Retention::new(Lsn(cutoff), []),
+            retention: Retention::new(WalSegmentSize::DEFAULT, Lsn(cutoff), []),
             is_branch: false,
             beyond_redo: Vec::new(),
         }

@@ -138,7 +138,7 @@ pub async fn compact_once(
     let mut view = view(timeline).await;
     view.beyond_redo = avoid.images;
     if collect == Collect::Nothing {
-        view.retention = Retention::default();
+        view.retention = Retention::new(view.retention.segment, Lsn(0), []);
     }
     let choice = choose(&view, policy, &avoid.keys);
     let keys = match &choice {

@@ -136,7 +136,8 @@ impl Tenants {
             let cutoff = open.retention().cutoff.max(part.metadata().latest_gc_cutoff_lsn);
             // As the index says, and as a later owner reads it there.
             let kept = part.palimpsest.as_ref().and_then(|ours| ours.kept_lsns.clone());
-            let retention = Retention::new(cutoff, kept.unwrap_or_default());
+            let segment = open.facts().wal_segment_size;
+            let retention = Retention::new(segment, cutoff, kept.unwrap_or_default());
             open.rebase(Rebase { ancestor: None, layers, retention: Arc::new(retention) }).await?;
         }
         for sibling in tenant.open_timelines() {
@@ -244,7 +245,8 @@ fn kept_of_ancestors(tenant: &Tenant, open: &Timeline, from: TimelineId, at: Lsn
 fn keep_lsns(part: &mut IndexPart, kept: BTreeSet<Lsn>) {
     let (cutoff, promised) = (part.metadata().latest_gc_cutoff_lsn, wishes_of(part).lsns);
     if let Some(ours) = &mut part.palimpsest {
-        ours.kept_lsns = Some(Retention::new(cutoff, kept.into_iter().chain(promised)).points);
+        let kept = kept.into_iter().chain(promised);
+        ours.kept_lsns = Some(Retention::new(ours.wal_segment_size, cutoff, kept).points);
     }
 }
 

@@ -154,7 +154,7 @@ pub async fn open(
     // What the index says is kept, is: also what nobody asks for any more, until the index says that it is given up. Else it might go before, and then
     // be believed to be there by an owner who finds that it was asked for: by a branch whose index somebody put who was superseded by then.
     let kept = found.kept_lsns.clone().unwrap_or_else(|| points.into_iter().collect());
-    let retention = Arc::new(Retention::new(found.gc_cutoff, kept));
+    let retention = Arc::new(Retention::new(facts.wal_segment_size, found.gc_cutoff, kept));
     let snapshot = Snapshot {
         timeline,
         pg: facts.pg,

@@ -135,6 +135,8 @@ impl Book {
 
 #[cfg(test)]
 mod tests {
+    use model::WalSegmentSize;
+
     use super::*;
 
     #[test]
@@ -144,7 +146,7 @@ mod tests {
         for (lsn, version) in [(10, 1), (20, 2), (30, 3), (40, 4), (50, 5)] {
             book.write((1, 0), Lsn(lsn), version);
         }
-        book.forget(&Retention::new(Lsn(45), [Lsn(25)]));
+        book.forget(&Retention::new(WalSegmentSize::DEFAULT, Lsn(45), [Lsn(25)]));
         let of = |lsn| book.version((1, 0), Lsn(lsn)).map(|(_, version)| version);
         assert_eq!([of(25), of(45), of(50)], [Some(2), Some(4), Some(5)]);
         assert_eq!(of(35), Some(2), "version 3 is forgotten");

@@ -269,7 +269,7 @@ impl Run<'_> {
         let retention = self.session.timeline.retention();
         let branches = self.branches.iter().map(|branch| branch.at);
         let points = retention.points.iter().copied().chain(branches);
-        self.session.author.book.forget(&Retention::new(retention.cutoff, points));
+        self.session.author.book.forget(&Retention::new(retention.segment, retention.cutoff, points));
     }
 
     fn moment(&mut self, share: f64, depth: Depth) -> Result<Moment> {
