@@ -317,6 +317,13 @@ impl Layer {
     }
 
     async fn layout(&self) -> Result<&Layout, ReadFileError> {
+        match self.layout.get() {
+            Some(layout) => Ok(layout),
+            None => Box::pin(self.load_layout()).await, // seldom, and what is in a future of its own makes others no larger
+        }
+    }
+
+    async fn load_layout(&self) -> Result<&Layout, ReadFileError> {
         self.layout
             .get_or_try_init(|| async {
                 let read = async || {
@@ -380,7 +387,7 @@ impl Layer {
         let Some(first) = missing.next() else { return Ok(()) };
         if let Some(last) = missing.last() {
             let sums = self.missing_sums(layout, first).map(|sums| sums..sums + 1);
-            self.object.bring(std::iter::once(first..last + 1).chain(sums).collect()).await?;
+            Box::pin(self.object.bring(std::iter::once(first..last + 1).chain(sums).collect())).await?;
         }
         Ok(())
     }
@@ -400,7 +407,7 @@ impl Layer {
         if let Some(bytes) = self.object.in_memory(chunk, kind_of(layout, chunk), reading) {
             return Ok(bytes);
         }
-        self.load_chunk(layout, chunk, reading).await
+        Box::pin(self.load_chunk(layout, chunk, reading)).await
     }
 
     async fn load_chunk(

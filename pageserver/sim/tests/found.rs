@@ -228,3 +228,19 @@ fn what_lies_before_the_end_of_a_record_is_not_read_as_of_it() {
         ",
     );
 }
+
+/// Small neighbours had come to stand on one shelf. One reached over the cutoff; when it was cut there, what lay beside it got its LSNs, and so seemed
+/// newer than what was above.
+#[test]
+fn what_lies_beside_a_delta_that_is_cut_in_two_stays_older_than_what_is_above() {
+    holds(
+        "
+         seed 5655
+         +19767 branch 3 tip 0
+         +9509 branch 2 tip 0
+         +0 write 4 3 3682857079
+         +0 write 7 55 1353852137
+         +3 write 1 26 2285952128
+        ",
+    );
+}

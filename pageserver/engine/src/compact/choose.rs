@@ -20,7 +20,8 @@ use crate::retention::{Retention, unneeded};
 pub struct CompactionPolicy {
     /// So many L0s are merged.
     pub l0_merge: usize,
-    /// With so many L0s, ingest waits.
+    /// With so many L0s, ingest waits. With [`CompactionPolicy::max_deltas`] and an image these are what a read may visit at most, so there may be fewer of
+    /// them while a stack is higher.
     pub l0_limit: usize,
     /// Deltas that may stand above an image, L0s excepted.
     pub max_deltas: usize,
@@ -136,7 +137,16 @@ pub enum Choice {
 
 /// Chooses a job. `avoid` are ranges of keys in which a job failed lately.
 pub fn choose(view: &View, policy: &CompactionPolicy, avoid: &[KeyRange]) -> Choice {
-    let shelves = shelves(&view.rest, policy.shelf_bytes);
+    choose_among(&shelves(&view.rest, policy.shelf_bytes), view, policy, avoid)
+}
+
+/// The same with the shelves at hand.
+pub(super) fn choose_among(
+    shelves: &[Shelf],
+    view: &View,
+    policy: &CompactionPolicy,
+    avoid: &[KeyRange],
+) -> Choice {
     let dropped: Vec<LayerName> = shelves
         .iter()
         .flat_map(|shelf| unneeded(&shelf.layers, &view.retention))
@@ -146,7 +156,7 @@ pub fn choose(view: &View, policy: &CompactionPolicy, avoid: &[KeyRange]) -> Cho
         return Choice::Drop(dropped);
     }
     let is_clear = |keys: &KeyRange| avoid.iter().all(|other| is_apart(other, keys));
-    let cut = cuts(&shelves, policy.shelf_bytes);
+    let cut = cuts(shelves, policy.shelf_bytes);
     let mut jobs = Vec::new();
     for shelf in shelves.iter().filter(|shelf| is_clear(&shelf.keys)) {
         if let Some((urgency, job)) = flatten(shelf, view, policy, &cut) {
@@ -174,6 +184,14 @@ pub fn choose(view: &View, policy: &CompactionPolicy, avoid: &[KeyRange]) -> Cho
 pub fn depth(view: &View, policy: &CompactionPolicy) -> usize {
     let stack = shelves(&view.rest, policy.shelf_bytes).iter().map(|shelf| stack_height(shelf) + 1).max();
     view.l0.len() + stack.unwrap_or(0)
+}
+
+/// How many L0s there may be, so that reads stay as shallow as is promised though a stack is too high. Never fewer than are merged: then there would be no
+/// more of them, also where a stack cannot be made lower.
+pub(super) fn l0_room(shelves: &[Shelf], policy: &CompactionPolicy) -> usize {
+    let may_be_high = |shelf: &&Shelf| shelf.layers.len() > policy.max_deltas;
+    let stack = shelves.iter().filter(may_be_high).map(stack_height).max().unwrap_or(0);
+    policy.l0_limit.saturating_sub(stack.saturating_sub(policy.max_deltas)).max(policy.l0_merge)
 }
 
 fn union<'a>(layers: impl IntoIterator<Item = &'a LayerName>) -> Option<(KeyRange, LsnRange)> {
@@ -325,8 +343,7 @@ fn trim(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key], eag
     let retention = &view.retention;
     let split = split_at(shelf, retention.cutoff)?;
     let points = retention.points_to(split);
-    let (deltas, later): (Vec<&LayerFacts>, Vec<&LayerFacts>) =
-        shelf.deltas().into_iter().partition(|layer| layer.name.lsns().start <= split);
+    let (deltas, later) = reaching_below(shelf, split);
     let (old, fresh): (Vec<&LayerFacts>, Vec<&LayerFacts>) =
         deltas.iter().partition(|layer| is_trimmed(layer, split, retention));
     let garbage: u64 = fresh.iter().map(|layer| below(layer, split)).sum();
@@ -380,6 +397,23 @@ fn trim(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key], eag
     let keys = shelf.keys.clone();
     let (inputs, base) = (names(&inputs), names(&base));
     Some((gain, Choice::Trim { inputs, base, keys, lsns, split, images: new_images, cuts: cuts.to_vec() }))
+}
+
+/// The deltas of a shelf that reach below the split, and those above it. What lies beside one that reaches over the split, and not above it, goes with the
+/// former: what is written together has one stretch of LSNs, and nothing older than another delta of its keys may seem to be newer.
+fn reaching_below(shelf: &Shelf, split: Lsn) -> (Vec<&LayerFacts>, Vec<&LayerFacts>) {
+    let (mut deltas, mut later): (Vec<&LayerFacts>, Vec<&LayerFacts>) =
+        shelf.deltas().into_iter().partition(|layer| layer.name.lsns().start <= split);
+    loop {
+        let end = deltas.iter().map(|layer| layer.name.lsns().end).max().unwrap_or(Lsn(0));
+        let (beside, above): (Vec<_>, Vec<_>) =
+            later.into_iter().partition(|layer| layer.name.lsns().start < end);
+        later = above;
+        if beside.is_empty() {
+            return (deltas, later);
+        }
+        deltas.extend(beside);
+    }
 }
 
 /// Which part of a layer's LSNs up to `split` is not above `to`.
@@ -597,6 +631,16 @@ mod tests {
     }
 
     #[test]
+    fn the_higher_a_stack_is_the_fewer_l0s_there_may_be() {
+        let room = |count: u64| {
+            let stack = (0..count).map(|n| delta(0..9, 11 + n * 10..21 + n * 10, 5)).collect();
+            let policy = policy();
+            l0_room(&shelves(&[base(), stack].concat(), policy.shelf_bytes), &policy)
+        };
+        assert_eq!([0, 3, 4, 9].map(room), [4, 4, 3, 3]);
+    }
+
+    #[test]
     fn a_deep_stack_that_is_about_to_be_collected_is_not_merged_before() {
         let deltas = |sizes: [u64; 4]| {
             let delta = |(n, size): (usize, &u64)| delta(0..9, 11 + n as u64 * 10..21 + n as u64 * 10, *size);
@@ -623,6 +667,19 @@ mod tests {
             panic!("nothing trimmed");
         };
         assert_eq!((split, lsns), (lsn(800), lsn(11)..lsn(1_000)));
+    }
+
+    #[test]
+    fn what_lies_beside_a_delta_that_is_cut_in_two_is_rewritten_with_it() {
+        let others = [delta(5..9, 41..81, 20), delta(0..9, 81..91, 20)];
+        let crossing = [delta(0..5, 11..81, 100), delta(5..9, 11..41, 60)];
+        let rest = [&base()[..], &crossing, &others].concat();
+        let Choice::Trim { inputs, split, lsns, .. } = choose(&view(vec![], rest, 35, &[]), &policy(), &[])
+        else {
+            panic!("nothing trimmed");
+        };
+        assert_eq!((split, lsns), (lsn(35), lsn(11)..lsn(81)));
+        assert!(inputs.contains(&others[0].name) && !inputs.contains(&others[1].name));
     }
 
     #[test]

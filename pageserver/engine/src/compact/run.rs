@@ -13,9 +13,9 @@ use model::{Key, KeyRange, LayerName, Lsn, RelTag};
 use tokio::sync::Mutex;
 use tracing::info;
 
-use super::choose::{Choice, CompactionPolicy, View, choose};
+use super::choose::{Choice, CompactionPolicy, View, choose_among, l0_room};
 use super::fold::{Fold, Kept, Rules, Surroundings};
-use super::shelf::LayerFacts;
+use super::shelf::{LayerFacts, shelves};
 use super::stream::{Input, Stream, Streamed};
 use super::write::{Cutter, Deltas, Images, Piece};
 use crate::as_of::ReadError;
@@ -140,7 +140,10 @@ pub async fn compact_once(
     if collect == Collect::Nothing {
         view.retention = Retention::new(view.retention.segment, Lsn(0), []);
     }
-    let choice = choose(&view, policy, &avoid.keys);
+    let shelves = shelves(&view.rest, policy.shelf_bytes);
+    let choice = choose_among(&shelves, &view, policy, &avoid.keys);
+    timeline.note_l0_room(l0_room(&shelves, policy));
+    drop(shelves);
     let keys = match &choice {
         Choice::Rest => return Ok(None),
         Choice::Drop(_) => Key::ALL,

@@ -16,7 +16,7 @@ pub mod size;
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -181,6 +181,8 @@ struct Shared {
     layers_version: AtomicU64,
     /// Ingest waits until there are fewer layers to read.
     too_deep: AtomicBool,
+    /// So many deltas straight from the tail there may be, as compaction last saw it.
+    l0_room: AtomicUsize,
     /// What the source's clock said last.
     source_time: AtomicI64,
     /// This process lets it go: who reads from it finds it elsewhere.
@@ -408,6 +410,11 @@ impl Timeline {
     /// Changes whenever its layers do.
     pub(crate) fn layers_seen(&self) -> u64 {
         self.shared.layers_version.load(Ordering::Acquire)
+    }
+
+    /// Takes note of how many deltas straight from the tail there may be.
+    pub(crate) fn note_l0_room(&self, room: usize) {
+        self.shared.l0_room.store(room, Ordering::Relaxed);
     }
 
     /// Notes how the last compaction went.

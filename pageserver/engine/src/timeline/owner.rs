@@ -308,13 +308,20 @@ impl Owner {
         }
     }
 
-    /// Whether another layer from the tail would make reads too deep, and the tail has grown to one.
+    /// Whether another layer from the tail would make reads too deep, and the tail has grown to one, or to what must do for one while memory is short.
     fn must_wait_for_compaction(&self) -> bool {
         let l0s = self.shared.view.load().layers.l0().len() + self.state.frozen.len();
-        let is_full = self.state.open.size() >= self.freeze_at();
-        let too_deep = is_full && self.policy.max_l0.is_some_and(|most| l0s >= most);
+        let is_full = self.state.open.size() >= self.freeze_at() || self.is_pressed();
+        let room = self.shared.l0_room.load(Ordering::Relaxed);
+        let too_deep = is_full && self.policy.max_l0.is_some_and(|most| l0s >= most.min(room));
         self.shared.too_deep.store(too_deep, Ordering::Relaxed);
         too_deep
+    }
+
+    /// Whether memory is short, and a good part of it is here.
+    fn is_pressed(&self) -> bool {
+        let budget = &self.shared.budget;
+        budget.is_short() && self.state.open.size() >= budget.limit() / 8
     }
 
     /// Bytes at which the tail is frozen. Each layer costs a put of the whole index, so where that is large, layers are.
@@ -334,9 +341,7 @@ impl Owner {
             || (size > 0
                 && self.shared.keeper.object_count() >= self.policy.max_wal_objects
                 && self.state.frozen.is_empty())
-            || (budget.is_short()
-                && size >= budget.limit() / 8
-                && self.state.frozen.len() < self.policy.max_frozen)
+            || (self.is_pressed() && self.state.frozen.len() < self.policy.max_frozen)
             || (budget.used() >= budget.limit() && self.state.frozen.is_empty() && size > 0)
     }
 

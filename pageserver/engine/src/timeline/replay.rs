@@ -209,6 +209,7 @@ pub async fn open(
         compaction_trouble: ArcSwapOption::empty(),
         layers_version: AtomicU64::new(0),
         too_deep: AtomicBool::new(false),
+        l0_room: AtomicUsize::new(usize::MAX),
         source_time: AtomicI64::new(i64::MIN),
         closed: AtomicBool::new(false),
     });
