@@ -421,16 +421,13 @@ impl Layer {
         }
         let kind = kind_of(layout, chunk);
         let read = async || {
-            let (bytes, sums) = match self.missing_sums(layout, chunk) {
-                Some(sums) => {
-                    let sums_of = self.raw_chunk(sums, PieceKind::Index, reading);
-                    let (bytes, of) = tokio::try_join!(self.raw_chunk(chunk, kind, reading), sums_of)?;
-                    (bytes, (sums, of))
-                }
-                None => {
-                    let bytes = self.raw_chunk(chunk, kind, reading).await?;
-                    (bytes.clone(), (chunk, bytes))
-                }
+            let (bytes, sums) = if let Some(sums) = self.missing_sums(layout, chunk) {
+                let sums_of = self.raw_chunk(sums, PieceKind::Index, reading);
+                let (bytes, of) = tokio::try_join!(self.raw_chunk(chunk, kind, reading), sums_of)?;
+                (bytes, (sums, of))
+            } else {
+                let bytes = self.raw_chunk(chunk, kind, reading).await?;
+                (bytes.clone(), (chunk, bytes))
             };
             self.check_chunk(layout, chunk, &bytes, reading, &sums).await.map(|()| bytes)
         };

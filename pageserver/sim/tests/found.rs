@@ -244,3 +244,19 @@ fn what_lies_beside_a_delta_that_is_cut_in_two_stays_older_than_what_is_above() 
         ",
     );
 }
+
+/// A branch that stands alone had got a delta of its ancestor's that came straight from a tail, below what it had merged itself; images were made without it.
+#[test]
+fn what_an_ancestor_had_not_merged_is_in_the_images_of_a_branch_that_left_it() {
+    holds(
+        "
+         seed 7770
+         +7212 write 2 6 816889883
+         +4137 branch 6 time 140
+         +7462 branch 5 lsn 553
+         +1571 branch 4 tip 0
+         +519504 write 3 27 1537322988
+         +365493 detach 3
+        ",
+    );
+}

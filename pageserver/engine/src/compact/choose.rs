@@ -157,6 +157,9 @@ pub(super) fn choose_among(
     }
     let is_clear = |keys: &KeyRange| avoid.iter().all(|other| is_apart(other, keys));
     let cut = cuts(shelves, policy.shelf_bytes);
+    if has_buried(view) {
+        return if avoid.contains(&Key::ALL) { Choice::Rest } else { merge_l0(view, policy, cut) };
+    }
     let mut jobs = Vec::new();
     for shelf in shelves.iter().filter(|shelf| is_clear(&shelf.keys)) {
         if let Some((urgency, job)) = flatten(shelf, view, policy, &cut) {
@@ -210,6 +213,13 @@ fn names(layers: &[&LayerFacts]) -> Vec<LayerName> {
 }
 
 /// A timeline that nobody writes to has its last L0s below the cutoff for good: they are merged when they hold much beside all else.
+/// Whether an L0 lies below what was merged already, as one of an ancestor does below a branch that stands alone now. Other layers must not be rewritten as if
+/// it were not there, so it comes first.
+fn has_buried(view: &View) -> bool {
+    let highest = view.rest.iter().map(|layer| layer.name.lsns().end).max();
+    view.l0.first().zip(highest).is_some_and(|(oldest, end)| oldest.name.lsns().start < end)
+}
+
 fn l0s_are_old(view: &View, policy: &CompactionPolicy) -> bool {
     let is_old = |layer: &&LayerFacts| layer.name.lsns().end.0 <= view.retention.cutoff.0 + 1;
     let old = total(view.l0.iter().filter(is_old));
@@ -667,6 +677,16 @@ mod tests {
             panic!("nothing trimmed");
         };
         assert_eq!((split, lsns), (lsn(800), lsn(11)..lsn(1_000)));
+    }
+
+    #[test]
+    fn an_l0_below_what_was_merged_already_comes_before_all_else() {
+        let deep = (0..5).map(|n| delta(0..9, 21 + n * 10..31 + n * 10, 200)).collect();
+        let rest = [base(), deep].concat();
+        let buried = view(vec![l0(11..21, 9), l0(71..81, 9)], rest, 60, &[]);
+        let Choice::Merge { inputs, lsns, .. } = choose(&buried, &policy(), &[]) else { panic!("no merge") };
+        assert_eq!((inputs, lsns), (vec![buried.l0[0].name.clone()], lsn(11)..lsn(21)));
+        assert_eq!(choose(&buried, &policy(), &[Key::ALL]), Choice::Rest);
     }
 
     #[test]
