@@ -170,7 +170,7 @@ async fn a_scan_that_reads_many_pages_at_once_fetches_each_chunk_once() {
 #[tokio::test]
 async fn who_comes_by_once_uses_what_is_at_hand() {
     let world = world(1, 64, 64, 256);
-    world.objects[0].bring(vec![10..20]).await.unwrap();
+    world.objects[0].bring(std::iter::once(10..20).collect()).await.unwrap();
     assert_eq!(world.fetches(), 1);
     let chunks = world.objects[0].load_run_once(5..25).await.unwrap();
     for (chunk, bytes) in (5..).zip(&chunks) {
@@ -225,7 +225,7 @@ async fn time_cools_down_and_the_disk_is_measured_though_nobody_writes() {
     let world = world(1, 64, 64, 256);
     let stop = CancellationToken::new();
     let keeping = tokio::spawn(Arc::clone(&world.cache).keep(stop.clone()));
-    world.objects[0].bring(vec![0..64]).await.unwrap();
+    world.objects[0].bring(std::iter::once(0..64).collect()).await.unwrap();
     world.disk.set_others((1 << 50) - 10 * CHUNK_SIZE);
     tokio::time::sleep(HEAT_HALVES * 3 + LOOK_EVERY).await;
     assert_eq!(world.cache.period(), 4);
