@@ -412,18 +412,9 @@ fn trim(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key], eag
 /// The deltas of a shelf that reach below the split, and those above it. What lies beside one that reaches over the split, and not above it, goes with the
 /// former: what is written together has one stretch of LSNs, and nothing older than another delta of its keys may seem to be newer.
 fn reaching_below(shelf: &Shelf, split: Lsn) -> (Vec<&LayerFacts>, Vec<&LayerFacts>) {
-    let (mut deltas, mut later): (Vec<&LayerFacts>, Vec<&LayerFacts>) =
-        shelf.deltas().into_iter().partition(|layer| layer.name.lsns().start <= split);
-    loop {
-        let end = deltas.iter().map(|layer| layer.name.lsns().end).max().unwrap_or(Lsn(0));
-        let (beside, above): (Vec<_>, Vec<_>) =
-            later.into_iter().partition(|layer| layer.name.lsns().start < end);
-        later = above;
-        if beside.is_empty() {
-            return (deltas, later);
-        }
-        deltas.extend(beside);
-    }
+    let reaches = |step: &Vec<&LayerFacts>| step.iter().any(|layer| layer.name.lsns().start <= split);
+    let (below, above): (Vec<_>, Vec<_>) = steps(&shelf.deltas()).into_iter().partition(reaches);
+    (below.concat(), above.concat())
 }
 
 /// Which part of a layer's LSNs up to `split` is not above `to`.
