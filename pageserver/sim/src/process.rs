@@ -412,6 +412,10 @@ impl Process {
             self.report(line, &tenant, told);
             let moved = self.ledger.moved.notified();
             let from = timeline.received();
+            let is_superseded = self.world.superseded_since(claim.generation()).is_some();
+            if is_superseded && from < self.ledger.lines()[line].reported {
+                return Err("the source keeps no such WAL: a newer owner said that it is safe".into());
+            }
             let more = self.ledger.wal(line, from, self.settings.message);
             match more {
                 Err(broken) => {

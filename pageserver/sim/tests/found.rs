@@ -260,3 +260,17 @@ fn what_an_ancestor_had_not_merged_is_in_the_images_of_a_branch_that_left_it() {
         ",
     );
 }
+
+/// An owner that had not heard of its successor connected once more, and wanted WAL that the source had let go by then: it is refused, as by any source.
+#[test]
+fn a_source_refuses_what_a_newer_owner_said_is_safe() {
+    holds(
+        "
+         seed 12148
+         +18 write 0 1 3995896474
+         +15 take-over
+         +437 seal 5
+         +230 read 2 1 4279628211
+        ",
+    );
+}
