@@ -1,49 +1,132 @@
 //! How many changes of a key follow each other without an image, so that a page which is changed all the time does not become one that takes all the time
 //! to read: after so many changes ingest makes the page whole.
 //!
-//! Only keys that are changed often matter, so the count is kept for a bounded number of them, and across freezing. What it misses, compaction finds.
+//! The count is kept across freezing, for a bounded number of keys: those that were changed last. A key that comes back after it was forgotten has as many
+//! changes as one that was forgotten lately had, which is right on average. What is missed, compaction finds.
 
-use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use codec::value::{Change, Value};
 use model::key::KeyKind;
 use model::{Key, SlruKind};
 
-/// Keys that are counted at most: 40 bytes each.
-const MOST_KEYS: usize = 1 << 16;
+/// Keys whose buckets are searched together.
+const WAYS: usize = 8;
+/// Buckets at first, and at most: 44 bytes each, so 5.5 MiB for a million keys that are changed again and again.
+const FEW_BUCKETS: usize = 1 << 4;
+const MOST_BUCKETS: usize = 1 << 17;
+
+/// Keys that share the low bits of their hash, the last changed first. A place that was never taken has zeros.
+#[derive(Clone, Debug, Default)]
+struct Bucket {
+    tags: [u32; WAYS],
+    counts: [u8; WAYS],
+    /// What had been counted of the key that was forgotten last.
+    forgotten: u8,
+}
+
+impl Bucket {
+    /// Counts a change. Answers the count, and whether a key with changes was forgotten for it.
+    fn count(&mut self, tag: u32) -> (&mut u8, bool) {
+        let known = self.tags.iter().position(|other| *other == tag);
+        let (from, count) = match known {
+            Some(at) => (at, self.counts[at]),
+            None => (WAYS - 1, self.forgotten),
+        };
+        let forgets = known.is_none() && self.counts[from] > 0;
+        if known.is_none() {
+            self.forgotten = self.counts[from];
+        }
+        self.tags.copy_within(..from, 1);
+        self.counts.copy_within(..from, 1);
+        (self.tags[0], self.counts[0]) = (tag, count.saturating_add(1));
+        (&mut self.counts[0], forgets)
+    }
+}
 
 /// Counts of changes since the last version that needs none before it.
 #[derive(Debug, Default)]
 pub(super) struct Chains {
-    counts: HashMap<Key, u16>,
+    /// None until the first change, then a power of two of them.
+    buckets: Vec<Bucket>,
+    /// Keys that were forgotten since there are so many buckets.
+    forgotten: usize,
+    /// Changes since [`Chains::rest`].
+    noted: usize,
 }
 
 impl Chains {
     /// Takes note of a version. Answers whether the key is to be made whole here, when chains may be `most` long.
     pub fn note(&mut self, key: Key, will_init: bool, value: &[u8], most: usize) -> bool {
+        let tag = tag(key);
         if will_init {
-            self.counts.remove(&key);
+            self.begin_anew(tag);
             return false;
         }
-        if self.counts.len() >= MOST_KEYS && !self.counts.contains_key(&key) {
-            self.forget_the_seldom();
+        if self.buckets.is_empty() {
+            self.buckets.resize(FEW_BUCKETS, Bucket::default());
+        } else if self.forgotten >= self.buckets.len() * WAYS / 2 && self.buckets.len() < MOST_BUCKETS {
+            self.grow();
         }
-        let count = self.counts.entry(key).or_default();
-        *count = count.saturating_add(1);
-        if usize::from(*count) < most || !may_be_whole(key, value) {
-            return false;
+        self.noted += 1;
+        let at = self.bucket(tag);
+        let (count, forgets) = self.buckets[at].count(tag);
+        let is_long = usize::from(*count) >= most.min(u8::MAX.into()) && may_be_whole(key, value);
+        if is_long {
+            *count = 0;
         }
-        *count = 0;
-        true
+        self.forgotten += usize::from(forgets);
+        is_long
     }
 
-    /// Makes room: half of the range of counts goes, which is nearly all keys.
-    fn forget_the_seldom(&mut self) {
-        self.counts.retain(|_, count| *count > 8);
-        if self.counts.len() >= MOST_KEYS / 2 {
-            self.counts.clear();
+    /// A tail was frozen. When there were few changes in it beside what is counted, nothing is kept for more of them.
+    pub fn rest(&mut self) {
+        if std::mem::take(&mut self.noted) < self.buckets.len() / FEW_BUCKETS {
+            *self = Chains::default();
         }
     }
+
+    fn bucket(&self, tag: u32) -> usize {
+        tag as usize & (self.buckets.len() - 1)
+    }
+
+    /// The key has a version that needs none before it.
+    fn begin_anew(&mut self, tag: u32) {
+        if self.buckets.is_empty() {
+            return;
+        }
+        let at = self.bucket(tag);
+        let bucket = &mut self.buckets[at];
+        if let Some(way) = bucket.tags.iter().position(|other| *other == tag) {
+            bucket.counts[way] = 0;
+        }
+    }
+
+    /// Twice the buckets: one more bit of its tag says where a key goes.
+    fn grow(&mut self) {
+        let old = std::mem::take(&mut self.buckets);
+        let empty = |bucket: &Bucket| Bucket { forgotten: bucket.forgotten, ..Bucket::default() };
+        self.buckets = old.iter().chain(&old).map(empty).collect();
+        self.forgotten = 0;
+        for bucket in &old {
+            let mut ways = [0; 2];
+            let taken = |(tag, count): &(&u32, u8)| (**tag, *count) != (0, 0);
+            for (tag, count) in bucket.tags.iter().zip(bucket.counts).filter(taken) {
+                let at = self.bucket(*tag);
+                let way = &mut ways[usize::from(at >= old.len())];
+                (self.buckets[at].tags[*way], self.buckets[at].counts[*way]) = (*tag, count);
+                *way += 1;
+            }
+        }
+    }
+}
+
+/// What a key is known by. Two keys of one tag are counted as one, which makes images a little sooner.
+fn tag(key: Key) -> u32 {
+    // Always the same, so that the same WAL becomes the same layers.
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    hasher.finish() as u32
 }
 
 /// A page of the commit log only where a commit changed it: as an image it carries that commit's time. Sizes and directories are whole always.
@@ -59,7 +142,11 @@ fn may_be_whole(key: Key, value: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use model::{Fork, RelTag};
+    use rand::RngExt as _;
+    use rand::SeedableRng as _;
 
     use super::*;
 
@@ -78,15 +165,50 @@ mod tests {
     }
 
     #[test]
-    fn there_are_never_more_keys_than_there_is_room_for_and_hot_ones_stay() {
+    fn however_many_keys_are_changed_there_is_one_image_for_so_many_changes() {
+        const PAGES: u32 = 300;
+        let mut chains = Chains { buckets: vec![Bucket::default(); FEW_BUCKETS], ..Chains::default() };
+        let mut random = rand::rngs::StdRng::seed_from_u64(1);
+        let images = (0..200_000)
+            .filter(|_| {
+                chains.forgotten = 0; // it stays too small
+                chains.note(page(random.random_range(0..PAGES)), false, &[], 20)
+            })
+            .count();
+        assert_eq!(chains.buckets.len(), FEW_BUCKETS);
+        assert!((9_000..11_000).contains(&images), "{images}");
+    }
+
+    #[test]
+    fn it_grows_with_what_is_changed_and_then_counts_nearly_every_key() {
+        const PAGES: u32 = 200_000;
         let mut chains = Chains::default();
-        for _ in 0..20 {
-            chains.note(page(u32::MAX - 1), false, &[], 100);
+        let mut random = rand::rngs::StdRng::seed_from_u64(2);
+        let mut lengths: HashMap<u32, usize> = HashMap::new();
+        let mut whole = 0;
+        for _ in 0..PAGES * 60 {
+            let block = random.random_range(0..PAGES);
+            let length = lengths.entry(block).or_default();
+            *length += 1;
+            if chains.note(page(block), false, &[], 24) {
+                (*length, whole) = (0, whole + 1);
+            }
         }
-        for block in 0..(MOST_KEYS as u32 * 3) {
-            chains.note(page(block), false, &[], 100);
-            assert!(chains.counts.len() <= MOST_KEYS);
+        let long = lengths.values().filter(|length| **length > 24).count();
+        assert!(long < PAGES as usize / 200, "{long}");
+        assert!(whole < PAGES * 60 / 22, "{whole}");
+    }
+
+    #[test]
+    fn an_idle_timeline_keeps_nothing() {
+        let mut chains = Chains::default();
+        for block in 0..1_000 {
+            chains.note(page(block), false, &[], 24);
         }
-        assert_eq!(chains.counts[&page(u32::MAX - 1)], 20);
+        chains.rest();
+        assert!(!chains.buckets.is_empty());
+        chains.note(page(1), false, &[], 24);
+        chains.rest();
+        assert!(chains.buckets.is_empty());
     }
 }
