@@ -2,8 +2,8 @@
 //!
 //! The cost model, which `docs/architecture.md` tells in full: a byte of WAL is written once as WAL, once into an L0, once more when L0s are merged onto
 //! shelves. After that a stack of deltas is flattened by whichever is cheaper: merging those of like size (what is written is a logarithm of what is
-//! kept), or new images once the deltas above the old ones have several times their bytes. Below the cutoff, deltas are rewritten when what nobody can
-//! read any more has grown to a fraction of what can be read, so that a byte that stays is written again only after so many others have come.
+//! kept), or new images once the deltas above the old ones have several times their bytes. What nobody can read any more may grow to a fraction of all that
+//! can be read; then it is collected where there is most of it, about twice that fraction, and a byte that stays is written again only after so many others.
 //!
 //! Reads weigh, too: where deltas are read very often, images are made before the stack is high, and no more often than reads come that pay for them.
 
@@ -29,7 +29,7 @@ pub struct CompactionPolicy {
     pub image_after: f64,
     /// A read of a delta lately weighs as much as so many bytes of it: what is read often is worth images sooner.
     pub read_weight: u64,
-    /// Bytes that nobody can read any more, as a fraction of those below the cutoff that can be read, at which they are collected.
+    /// Bytes that nobody can read any more, as a fraction of all others, at which they are collected where there are most of them.
     pub garbage: f64,
     /// Bytes below which nothing is worth a job.
     pub little: u64,
@@ -51,7 +51,7 @@ impl Default for CompactionPolicy {
             max_deltas: 3,
             image_after: 3.0,
             read_weight: 2 << 10,
-            garbage: 0.3,
+            garbage: 0.22,
             little: 1 << 20,
             shelf_bytes: 512 << 20,
             layer_bytes: 128 << 20,
@@ -160,14 +160,24 @@ pub(super) fn choose_among(
     if has_buried(view) {
         return if avoid.contains(&Key::ALL) { Choice::Rest } else { merge_l0(view, policy, cut) };
     }
+    let clear: Vec<(&Shelf, Option<Collection>)> = shelves
+        .iter()
+        .filter(|shelf| is_clear(&shelf.keys))
+        .map(|shelf| (shelf, collection(shelf, view, policy, &cut)))
+        .collect();
+    let waste = Waste::of(&clear, policy);
     let mut jobs = Vec::new();
-    for shelf in shelves.iter().filter(|shelf| is_clear(&shelf.keys)) {
+    for (shelf, collection) in clear {
         if let Some((urgency, job)) = flatten(shelf, view, policy, &cut) {
-            // What is about to be collected makes the stack lower, too, and what it drops need not be merged before.
-            let collected = trim(shelf, view, policy, &cut, true).filter(|(_, job)| lowers(shelf, job));
-            jobs.push(collected.map_or((urgency, job), |(_, collected)| (urgency, collected)));
-        } else if let Some(job) = trim(shelf, view, policy, &cut, false) {
-            jobs.push(job);
+            // What can as well be collected makes the stack lower, too, and what it drops need not be merged before.
+            let may_be_collected = |other: &&Collection| other.is_much(policy) && lowers(shelf, &other.job);
+            let collected = collection.as_ref().filter(may_be_collected).map(|other| other.job.clone());
+            jobs.push((urgency, collected.unwrap_or(job)));
+        }
+        if let Some(collection) = collection
+            && let Some(urgency) = waste.urgency(&collection)
+        {
+            jobs.push((urgency, collection.job));
         }
     }
     // What makes reads deep comes first, then what frees most.
@@ -212,7 +222,6 @@ fn names(layers: &[&LayerFacts]) -> Vec<LayerName> {
     layers.iter().map(|layer| layer.name.clone()).collect()
 }
 
-/// A timeline that nobody writes to has its last L0s below the cutoff for good: they are merged when they hold much beside all else.
 /// Whether an L0 lies below what was merged already, as one of an ancestor does below a branch that stands alone now. Other layers must not be rewritten as if
 /// it were not there, so it comes first.
 fn has_buried(view: &View) -> bool {
@@ -220,6 +229,7 @@ fn has_buried(view: &View) -> bool {
     view.l0.first().zip(highest).is_some_and(|(oldest, end)| oldest.name.lsns().start < end)
 }
 
+/// A timeline that nobody writes to has its last L0s below the cutoff for good: they are merged when they hold much beside all else.
 fn l0s_are_old(view: &View, policy: &CompactionPolicy) -> bool {
     let is_old = |layer: &&LayerFacts| layer.name.lsns().end.0 <= view.retention.cutoff.0 + 1;
     let old = total(view.l0.iter().filter(is_old));
@@ -265,10 +275,8 @@ type Job = (f64, Choice);
 
 /// From here on a job comes before new layers.
 const URGENT: f64 = 1e6;
-/// Such a part of what is worth collecting is enough where a stack must be made lower anyway.
-const EAGER: f64 = 0.8;
-/// So many times what is worth collecting is too much.
-const MUCH: f64 = 1.5;
+/// So many times what there may be of garbage is too much.
+const MUCH: f64 = 1.2;
 
 /// A shelf on which reads go too deep, or so often below its images that new ones are worth it.
 fn flatten(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key]) -> Option<Job> {
@@ -348,8 +356,51 @@ fn merge_steps(steps: &[Vec<&LayerFacts>], cuts: &[Key]) -> Option<Choice> {
     Some(Choice::Merge { inputs: names(&inputs), keys, lsns, cuts: cuts.to_vec() })
 }
 
-/// A shelf on which much can be collected. `eager` asks for less of it: when something must be rewritten anyway.
-fn trim(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key], eager: bool) -> Option<Job> {
+/// What collecting on one shelf would do.
+struct Collection {
+    /// Bytes of which most would go.
+    waste: u64,
+    /// All others.
+    wanted: u64,
+    job: Choice,
+}
+
+impl Collection {
+    /// Whether there is as much on this shelf as there may be on all of them.
+    fn is_much(&self, policy: &CompactionPolicy) -> bool {
+        self.waste as f64 >= policy.garbage * self.wanted as f64
+    }
+}
+
+/// What could be collected on all shelves together. They are not collected each when it has so much of it, but the one that has most when all have: so there
+/// is always about as much garbage as there may be, and where it is collected there is more of it for each byte that must be written again.
+struct Waste {
+    is_due: bool,
+    is_urgent: bool,
+}
+
+impl Waste {
+    fn of(shelves: &[(&Shelf, Option<Collection>)], policy: &CompactionPolicy) -> Waste {
+        let (mut waste, mut wanted) = (0, 0);
+        for (shelf, collection) in shelves {
+            waste += collection.as_ref().map_or(0, |collection| collection.waste);
+            wanted +=
+                collection.as_ref().map_or_else(|| total(&shelf.layers), |collection| collection.wanted);
+        }
+        let may_be = policy.garbage * wanted as f64;
+        Waste { is_due: waste as f64 >= may_be, is_urgent: waste as f64 >= may_be * MUCH }
+    }
+
+    /// How urgent it is to collect on a shelf, if it is worth it. Where it costs no more than it frees, it always is.
+    fn urgency(&self, of: &Collection) -> Option<f64> {
+        let gain = of.waste as f64 / (of.wanted + of.waste) as f64;
+        let is_cheap = of.waste >= of.wanted;
+        (self.is_due || is_cheap).then_some(if self.is_urgent { URGENT + gain } else { gain })
+    }
+}
+
+/// What can be collected on a shelf, and how.
+fn collection(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key]) -> Option<Collection> {
     let retention = &view.retention;
     let split = split_at(shelf, retention.cutoff)?;
     let points = retention.points_to(split);
@@ -371,10 +422,9 @@ fn trim(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key], eag
     let doubled =
         |layer: &&LayerFacts| (below(layer, split) as f64 * share_to(layer, first.min(split), split)) as u64;
     let doubled: u64 = if may_image { old.iter().map(doubled).sum() } else { 0 };
-    let wanted = (readable + trimmed - doubled + above) as f64;
-    let enough = policy.garbage * wanted * if eager { EAGER } else { 1.0 };
+    let wanted = readable + trimmed - doubled + above;
     let waste = garbage + doubled;
-    if garbage <= policy.little || (waste as f64) < enough {
+    if garbage <= policy.little {
         return None;
     }
     // Either way is judged by what is written for each byte that goes. How much of what is fresh stays when it is trimmed is known from what stayed before.
@@ -402,11 +452,10 @@ fn trim(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key], eag
     // An image whose deltas went before is what is left of them: without new images it becomes versions of its own LSN.
     let spans = |layer: &&&LayerFacts| layer.name.is_delta() || !new_images;
     let (_, lsns) = union(inputs.iter().filter(spans).map(|layer| &layer.name))?;
-    let gain = waste as f64 / (wanted + waste as f64);
-    let gain = if waste as f64 >= policy.garbage * MUCH * wanted { URGENT + gain } else { gain };
     let keys = shelf.keys.clone();
     let (inputs, base) = (names(&inputs), names(&base));
-    Some((gain, Choice::Trim { inputs, base, keys, lsns, split, images: new_images, cuts: cuts.to_vec() }))
+    let job = Choice::Trim { inputs, base, keys, lsns, split, images: new_images, cuts: cuts.to_vec() };
+    Some(Collection { waste, wanted, job })
 }
 
 /// The deltas of a shelf that reach below the split, and those above it. What lies beside one that reaches over the split, and not above it, goes with the
@@ -515,6 +564,7 @@ mod tests {
     fn policy() -> CompactionPolicy {
         CompactionPolicy {
             little: 0,
+            garbage: 0.15,
             shelf_bytes: 100,
             layer_bytes: 50,
             job_bytes: 1_000,
@@ -595,6 +645,26 @@ mod tests {
             panic!("nothing trimmed");
         };
         assert_eq!((images, inputs.len()), (true, 3));
+    }
+
+    #[test]
+    fn there_is_as_much_garbage_as_there_may_be_of_all_shelves_and_then_the_one_with_most_is_collected() {
+        let choice = |shelves: u32, sizes: [u64; 2]| {
+            let mut layers: Vec<LayerFacts> =
+                (0..shelves).map(|n| image(n * 9..n * 9 + 9, 10, 100)).collect();
+            layers.extend((0..2).zip(sizes).map(|(n, size)| delta(n * 9..n * 9 + 9, 11..21, size)));
+            match choose(&view(vec![], layers, 30, &[]), &policy(), &[]) {
+                Choice::Trim { keys, .. } => Some(keys),
+                Choice::Rest => None,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(choice(2, [9, 20]), None);
+        assert_eq!(choice(2, [9, 21]), Some(key(9)..key(18)));
+        assert_eq!(choice(3, [9, 35]), None);
+        assert_eq!(choice(3, [37, 8]), Some(key(0)..key(9)));
+        assert_eq!(choice(30, [99, 99]), None);
+        assert_eq!(choice(30, [20, 100]), Some(key(9)..key(18)), "it frees what it costs");
     }
 
     #[test]
