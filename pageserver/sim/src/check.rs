@@ -85,11 +85,11 @@ impl Reader<'_> {
         }
         let story = story(error);
         let generation = self.process.tenant().map_or(Generation(0), |tenant| tenant.claim().generation());
-        let is_newest = self.world.superseded_since(generation).is_none();
-        // Objects that an index names are only deleted by newer owners.
-        let is_lost = story.contains("does not exist") && is_newest;
+        // Objects that an index names are only deleted by newer owners, or with their timeline.
+        let is_there = self.world.superseded_since(generation).is_none() && self.process.expects(self.line);
+        let is_lost = story.contains("does not exist") && is_there;
         let is_wrong = matches!(error, ReadError::MissingKey { .. } | ReadError::Redo { .. }) || is_lost;
-        if self.process.is_alive() && (is_wrong || (self.must_answer && is_newest)) {
+        if self.process.is_alive() && (is_wrong || (self.must_answer && is_there)) {
             self.wrong(|| format!("{what} at {lsn} cannot be read: {story}"));
         }
         Seen::Unanswered
