@@ -51,7 +51,7 @@ impl Default for CompactionPolicy {
             max_deltas: 3,
             image_after: 3.0,
             read_weight: 2 << 10,
-            garbage: 0.22,
+            garbage: 0.25,
             little: 1 << 20,
             shelf_bytes: 512 << 20,
             layer_bytes: 128 << 20,
@@ -170,7 +170,7 @@ pub(super) fn choose_among(
     for (shelf, collection) in clear {
         if let Some((urgency, job)) = flatten(shelf, view, policy, &cut) {
             // What can as well be collected makes the stack lower, too, and what it drops need not be merged before.
-            let may_be_collected = |other: &&Collection| other.is_much(policy) && lowers(shelf, &other.job);
+            let may_be_collected = |other: &&Collection| other.is_near(policy) && lowers(shelf, &other.job);
             let collected = collection.as_ref().filter(may_be_collected).map(|other| other.job.clone());
             jobs.push((urgency, collected.unwrap_or(job)));
         }
@@ -276,7 +276,9 @@ type Job = (f64, Choice);
 /// From here on a job comes before new layers.
 const URGENT: f64 = 1e6;
 /// So many times what there may be of garbage is too much.
-const MUCH: f64 = 1.2;
+const MUCH: f64 = 1.15;
+/// A shelf is collected, if that saves a merge, when it has so many times what there may be of it.
+const NEAR: f64 = 1.3;
 
 /// A shelf on which reads go too deep, or so often below its images that new ones are worth it.
 fn flatten(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key]) -> Option<Job> {
@@ -366,9 +368,9 @@ struct Collection {
 }
 
 impl Collection {
-    /// Whether there is as much on this shelf as there may be on all of them.
-    fn is_much(&self, policy: &CompactionPolicy) -> bool {
-        self.waste as f64 >= policy.garbage * self.wanted as f64
+    /// Whether there is so much more on this shelf than there may be on all of them that it would come soon.
+    fn is_near(&self, policy: &CompactionPolicy) -> bool {
+        self.waste as f64 >= policy.garbage * NEAR * self.wanted as f64
     }
 }
 
