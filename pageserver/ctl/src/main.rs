@@ -27,6 +27,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+/// As the pageserver's, so that what is measured here is true there.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Looks into layers, indexes, buckets and WAL; restores clusters; measures.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 110)]

@@ -6,6 +6,10 @@ use std::time::Duration;
 
 use server::config::{self, ConfigError, Verb};
 
+/// Buffers of many sizes come and go on many threads. The C library's allocator keeps half as much again as they need, and limits are for what is resident.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     let (config, complaints) = match config::read(std::env::args(), &std::env::vars().collect()) {
         Ok(Verb::Serve(config, complaints)) => (config, complaints),
