@@ -1,5 +1,7 @@
 //! Compaction and collection over a whole timeline: whatever is merged, imaged, trimmed or dropped, what can be read reads as before.
 
+mod process;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -9,21 +11,16 @@ use codec::page::{Page, ZERO_PAGE};
 use codec::wal::build::{BlockDraft, RecordDraft, WalBuilder};
 use engine::as_of::ReadError;
 use engine::bucket::MemoryBucket;
-use engine::budget::TailBudget;
-use engine::chunk_cache::{CacheLimits, ChunkCache};
-use engine::claim::Claim;
-use engine::clock::SystemClock;
 use engine::collect::KeepHistory;
 use engine::compact::CompactionPolicy;
-use engine::disk::LocalDisk;
-use engine::layer_write::LayerStore;
 use engine::object_path::{ObjectPath, timeline_prefix};
 use engine::ports::{Bucket, ListRequest};
 use engine::sweep::find_orphans;
-use engine::synthetic::{SyntheticCluster, only_when_asked};
-use engine::tenant::{BranchPoint, Maintenance, Tenants};
+use engine::synthetic::SyntheticCluster;
+use engine::tenant::{BranchPoint, Maintenance};
 use engine::timeline::Timeline;
 use model::{Fork, Key, LayerObjectName, Lsn, RelTag, RmgrId, TenantShardId, TimelineId, Tli};
+use process::{Server, import};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
@@ -45,46 +42,13 @@ fn rel(number: u32) -> RelTag {
 
 /// A timeline with nothing in it but counters.
 async fn make(bucket: &Arc<dyn Bucket>) {
-    let claim = Claim::take(bucket.clone(), tenant()).await.unwrap();
-    let disk = tempfile::tempdir().unwrap();
-    let cache = ChunkCache::new(
-        bucket.clone(),
-        Arc::new(LocalDisk::new(disk.path().join("cache"))),
-        CacheLimits::default(),
-    )
-    .unwrap();
-    let store = LayerStore::new(bucket.clone(), cache, claim.clone(), tenant(), main_timeline());
     let clog = Key::slru_page(model::SlruKind::Clog, 0, 0);
     let clog_size = Key::slru_size(model::SlruKind::Clog, 0);
     let values = [(clog, ZERO_PAGE.to_vec()), (clog_size, 1u32.to_le_bytes().to_vec())];
-    CLUSTER.put(&store, claim, main_timeline(), values).await.unwrap();
-}
-
-struct Server {
-    tenants: Tenants,
-    _disk: tempfile::TempDir,
+    import(bucket, tenant(), main_timeline(), CLUSTER, values).await;
 }
 
 impl Server {
-    async fn start(bucket: &Arc<dyn Bucket>) -> Server {
-        let disk = tempfile::tempdir().unwrap();
-        let cache = ChunkCache::new(
-            bucket.clone(),
-            Arc::new(LocalDisk::new(disk.path().join("cache"))),
-            CacheLimits::default(),
-        )
-        .unwrap();
-        let tenants = Tenants::new(
-            bucket.clone(),
-            cache,
-            Arc::new(TailBudget::new(64 << 20)),
-            only_when_asked(),
-            Arc::new(SystemClock),
-        );
-        tenants.attach_all().await.unwrap();
-        Server { tenants, _disk: disk }
-    }
-
     fn timeline(&self, id: TimelineId) -> Timeline {
         self.tenants.timeline(tenant().tenant, id).unwrap()
     }

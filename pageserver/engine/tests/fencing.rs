@@ -3,6 +3,8 @@
 //! Owners are called A, B, C in the order of their generations. What concerns one piece alone (claims, the index writer, deletion, retries) is
 //! tested beside it.
 
+mod process;
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -11,12 +13,8 @@ use codec::index_part::UtcTime;
 use engine::as_of::ReadError;
 use engine::bucket::MemoryBucket;
 use engine::bucket::faulty::{Fault, FaultyBucket, Operation, held};
-use engine::budget::TailBudget;
-use engine::chunk_cache::{CacheLimits, ChunkCache};
 use engine::claim::{Claim, TakeClaimError, ValidateError};
-use engine::clock::SystemClock;
 use engine::deletion;
-use engine::disk::LocalDisk;
 use engine::index_keeper::IndexKeeper;
 use engine::index_store::IndexStore;
 use engine::layer_write::{LayerStore, WriteLayerError};
@@ -24,13 +22,15 @@ use engine::object_path::{ObjectPath, timeline_prefix, wal_prefix};
 use engine::ports::{Body, Bucket, BucketError, ListRequest, PutIf};
 use engine::stored_wal::list_wal;
 use engine::synthetic::{SyntheticCluster, only_when_asked};
-use engine::tenant::{BranchPoint, ChangeError, Tenants};
+use engine::tenant::{BranchPoint, ChangeError};
 use engine::timeline::Timeline;
 use engine::timeline::lease::{LeaseError, OutOfHistory};
 use engine::timeline::named::NameError;
 use engine::wal_keeper::{KeepWalError, WalKeeper, WalKeeperPlace};
 use engine::wal_run::{WalHistory, WalRunError, contiguous_run};
 use model::{Generation, Key, LayerName, Lsn, TenantShardId, TimelineId, Tli};
+use process::{Server, cache};
+use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -90,46 +90,16 @@ fn records(from: Lsn, mut prev: Lsn, count: u64) -> (Bytes, Lsn) {
     (wal.into(), from.add(count * RECORD))
 }
 
-fn layer_store(bucket: &Arc<dyn Bucket>, claim: &Claim, disk: &tempfile::TempDir) -> LayerStore {
-    let folder = disk.path().join(format!("layers-{}", claim.generation()));
-    let cache =
-        ChunkCache::new(bucket.clone(), Arc::new(LocalDisk::new(folder)), CacheLimits::default()).unwrap();
-    LayerStore::new(bucket.clone(), cache, claim.clone(), tenant(), main_timeline())
+fn layer_store(bucket: &Arc<dyn Bucket>, claim: &Claim) -> (LayerStore, TempDir) {
+    let (cache, disk) = cache(bucket);
+    (LayerStore::new(bucket.clone(), cache, claim.clone(), tenant(), main_timeline()), disk)
 }
 
-/// Puts what an import would: a base layer and an index that names it, as a first owner that is gone.
-async fn import(bucket: &Arc<dyn Bucket>, disk: &tempfile::TempDir) {
-    let claim = take(bucket).await;
-    let store = layer_store(bucket, &claim, disk);
-    CLUSTER.put(&store, claim, main_timeline(), []).await.unwrap();
-}
-
-/// A process that owns the tenant.
-struct Server {
-    tenants: Tenants,
-    _disk: tempfile::TempDir,
+async fn import(bucket: &Arc<dyn Bucket>) {
+    process::import(bucket, tenant(), main_timeline(), CLUSTER, []).await;
 }
 
 impl Server {
-    async fn start(bucket: &Arc<dyn Bucket>) -> Server {
-        let disk = tempfile::tempdir().unwrap();
-        let cache = ChunkCache::new(
-            bucket.clone(),
-            Arc::new(LocalDisk::new(disk.path().join("cache"))),
-            CacheLimits::default(),
-        )
-        .unwrap();
-        let tenants = Tenants::new(
-            bucket.clone(),
-            cache,
-            Arc::new(TailBudget::new(64 << 20)),
-            only_when_asked(),
-            Arc::new(SystemClock),
-        );
-        tenants.attach_all().await.unwrap();
-        Server { tenants, _disk: disk }
-    }
-
     fn main(&self) -> Timeline {
         self.tenants.timeline(tenant().tenant, main_timeline()).unwrap()
     }
@@ -257,8 +227,7 @@ async fn a_source_that_shuts_down_gets_its_answer_at_once_though_sealing_and_lis
 #[tokio::test]
 async fn an_index_put_that_lands_after_its_wal_was_deleted_changes_nothing_for_the_next_owner() {
     let (faulty, bucket) = bad_network();
-    let disk = tempfile::tempdir().unwrap();
-    import(&bucket, &disk).await;
+    import(&bucket).await;
     let a = Server::start(&bucket).await;
     faulty.once(Operation::Put, "index_part", Fault::Late);
     let keeper = a.main().index().clone();
@@ -275,8 +244,7 @@ async fn an_index_put_that_lands_after_its_wal_was_deleted_changes_nothing_for_t
 #[tokio::test]
 async fn a_deleted_timeline_stays_deleted_for_the_next_owner_and_its_name_is_refused() {
     let (_, bucket) = bad_network();
-    let disk = tempfile::tempdir().unwrap();
-    import(&bucket, &disk).await;
+    import(&bucket).await;
     let a = Server::start(&bucket).await;
     let b = Server::start(&bucket).await;
     let child = b.branch_at(BASE).await.unwrap();
@@ -293,8 +261,7 @@ async fn a_deleted_timeline_stays_deleted_for_the_next_owner_and_its_name_is_ref
 #[tokio::test]
 async fn a_branch_that_was_begun_and_not_answered_is_there_when_it_is_asked_for_again() {
     let (faulty, bucket) = bad_network();
-    let disk = tempfile::tempdir().unwrap();
-    import(&bucket, &disk).await;
+    import(&bucket).await;
     let a = Arc::new(Server::start(&bucket).await);
     // Its first index is there, and so is the second, but nobody hears of that.
     let (gate, mut opening) = held();
@@ -317,8 +284,7 @@ async fn a_branch_that_was_begun_and_not_answered_is_there_when_it_is_asked_for_
 #[tokio::test]
 async fn nothing_is_acknowledged_about_a_timeline_since_its_deletion_was_asked_for() {
     let (faulty, bucket) = bad_network();
-    let disk = tempfile::tempdir().unwrap();
-    import(&bucket, &disk).await;
+    import(&bucket).await;
     let a = Server::start(&bucket).await;
     let child = a.branch_at(BASE).await.unwrap().id();
     // Neither what was to say it first nor the tombstone gets there in time; both may yet be done.
@@ -340,8 +306,7 @@ async fn nothing_is_acknowledged_about_a_timeline_since_its_deletion_was_asked_f
 #[tokio::test]
 async fn a_timeline_with_a_branch_is_not_deleted_even_if_the_branch_could_not_be_opened() {
     let (_, bucket) = bad_network();
-    let disk = tempfile::tempdir().unwrap();
-    import(&bucket, &disk).await;
+    import(&bucket).await;
     let a = Server::start(&bucket).await;
     a.branch_at(BASE).await.unwrap();
     // An object among the child's WAL that its index names and that is gone keeps it from opening.
@@ -370,8 +335,7 @@ async fn a_timeline_with_a_branch_is_not_deleted_even_if_the_branch_could_not_be
 #[tokio::test]
 async fn an_owner_that_acknowledged_a_branch_has_its_own_indexes_so_an_older_owners_is_not_believed() {
     let (_, bucket) = bad_network();
-    let disk = tempfile::tempdir().unwrap();
-    import(&bucket, &disk).await;
+    import(&bucket).await;
     let a = Server::start(&bucket).await;
     let b = Server::start(&bucket).await;
     b.branch_at(BASE).await.unwrap();
@@ -394,8 +358,7 @@ async fn an_owner_that_acknowledged_a_branch_has_its_own_indexes_so_an_older_own
 #[tokio::test]
 async fn a_branch_in_the_tail_exists_only_after_the_parents_wal_is_stored_and_validated() {
     let (faulty, bucket) = bad_network();
-    let disk = tempfile::tempdir().unwrap();
-    import(&bucket, &disk).await;
+    import(&bucket).await;
     let a = Server::start(&bucket).await;
     let end = a.receive(5).await;
     let at = Lsn(end.0 - RECORD);
@@ -434,8 +397,7 @@ async fn a_branch_in_the_tail_exists_only_after_the_parents_wal_is_stored_and_va
 #[tokio::test]
 async fn a_branch_that_a_superseded_owner_was_asked_for_is_not_acknowledged() {
     let (faulty, bucket) = bad_network();
-    let disk = tempfile::tempdir().unwrap();
-    import(&bucket, &disk).await;
+    import(&bucket).await;
     let a = Server::start(&bucket).await;
     let (put_gate, mut put) = held();
     faulty.once(Operation::Put, "index_part", Fault::Hold(put_gate));
@@ -460,8 +422,7 @@ async fn a_branch_that_a_superseded_owner_was_asked_for_is_not_acknowledged() {
 #[tokio::test]
 async fn covered_wal_goes_only_after_the_index_that_covers_it_was_validated() {
     let (faulty, bucket) = bad_network();
-    let disk = tempfile::tempdir().unwrap();
-    import(&bucket, &disk).await;
+    import(&bucket).await;
     let a = Server::start(&bucket).await;
     a.receive(5).await;
     a.main().seal_now().await.unwrap();
@@ -483,8 +444,7 @@ async fn covered_wal_goes_only_after_the_index_that_covers_it_was_validated() {
 #[tokio::test]
 async fn an_owner_superseded_while_it_flushes_deletes_no_wal() {
     let (faulty, bucket) = bad_network();
-    let disk = tempfile::tempdir().unwrap();
-    import(&bucket, &disk).await;
+    import(&bucket).await;
     let a = Server::start(&bucket).await;
     a.receive(5).await;
     a.main().seal_now().await.unwrap();
@@ -503,8 +463,7 @@ async fn an_owner_superseded_while_it_flushes_deletes_no_wal() {
 #[tokio::test]
 async fn wal_that_a_superseded_owner_puts_after_its_successor_listed_does_not_count() {
     let (_, bucket) = bad_network();
-    let disk = tempfile::tempdir().unwrap();
-    import(&bucket, &disk).await;
+    import(&bucket).await;
     let a = Server::start(&bucket).await;
     let inherited = a.receive(5).await;
     a.main().seal_now().await.unwrap();
@@ -523,8 +482,7 @@ async fn wal_that_a_superseded_owner_puts_after_its_successor_listed_does_not_co
 #[tokio::test]
 async fn a_missing_inherited_wal_object_is_an_error_and_not_the_end_of_history() {
     let (_, bucket) = bad_network();
-    let disk = tempfile::tempdir().unwrap();
-    import(&bucket, &disk).await;
+    import(&bucket).await;
     let a = Server::start(&bucket).await;
     a.receive(5).await;
     a.main().seal_now().await.unwrap();
@@ -544,8 +502,7 @@ async fn a_missing_inherited_wal_object_is_an_error_and_not_the_end_of_history()
 #[tokio::test]
 async fn what_is_missing_while_timelines_are_opened_may_be_a_newer_owners_doing() {
     let (faulty, bucket) = bad_network();
-    let disk = tempfile::tempdir().unwrap();
-    import(&bucket, &disk).await;
+    import(&bucket).await;
     let a = Server::start(&bucket).await;
     a.receive(5).await;
     a.main().seal_now().await.unwrap();
@@ -577,9 +534,8 @@ async fn write_layer(store: &LayerStore, value: &[u8]) -> Result<(), WriteLayerE
 #[tokio::test]
 async fn a_layer_is_put_again_with_equal_bytes_only() {
     let (faulty, bucket) = bad_network();
-    let disk = tempfile::tempdir().unwrap();
     let a = take(&bucket).await;
-    let store = layer_store(&bucket, &a, &disk);
+    let (store, _disk) = layer_store(&bucket, &a);
     faulty.once(Operation::Put, "/timelines/", Fault::LoseAnswer);
     assert!(write_layer(&store, b"one").await.is_err());
     write_layer(&store, b"one").await.unwrap();
@@ -590,9 +546,8 @@ async fn a_layer_is_put_again_with_equal_bytes_only() {
 #[tokio::test]
 async fn a_layer_put_that_lands_late_does_not_replace_the_one_of_the_second_run() {
     let (faulty, bucket) = bad_network();
-    let disk = tempfile::tempdir().unwrap();
     let a = take(&bucket).await;
-    let store = layer_store(&bucket, &a, &disk);
+    let (store, _disk) = layer_store(&bucket, &a);
     // The local file of the first run is gone when its put lands, as after a crash: from memory then.
     faulty.once(Operation::Put, "/timelines/", Fault::Late);
     assert!(write_layer(&store, b"first").await.is_err());
@@ -607,13 +562,12 @@ async fn a_layer_put_that_lands_late_does_not_replace_the_one_of_the_second_run(
 #[tokio::test]
 async fn a_layer_that_a_newer_owner_deleted_is_reconnect_and_one_that_is_lost_is_an_error() {
     let (_, bucket) = bad_network();
-    let disk = tempfile::tempdir().unwrap();
-    import(&bucket, &disk).await;
+    import(&bucket).await;
     let a = take(&bucket).await;
     let found = IndexStore::new(&a).find(main_timeline()).await.unwrap().unwrap();
     let keeper = IndexKeeper::new(a.clone(), main_timeline(), found);
-    let cold = tempfile::tempdir().unwrap();
-    let layers = keeper.facts().await.unwrap().layers(&layer_store(&bucket, &a, &cold)).unwrap();
+    let (cold, _disk) = layer_store(&bucket, &a);
+    let layers = keeper.facts().await.unwrap().layers(&cold).unwrap();
     let objects: Vec<String> = layers.iter().map(|layer| layer.object_path().to_owned()).collect();
     bucket.delete(&objects).await.unwrap();
     let lost = layers[0].image(Key::CHECKPOINT).await;
@@ -640,8 +594,7 @@ fn index_path(generation: Generation) -> String {
 #[tokio::test]
 async fn a_lease_is_granted_once_it_is_durable_and_claims_were_listed_after_that() {
     let (faulty, bucket) = bad_network();
-    let disk = tempfile::tempdir().unwrap();
-    import(&bucket, &disk).await;
+    import(&bucket).await;
     let a = Server::start(&bucket).await;
     let end = a.receive(5).await;
     let before = faulty.requests().len();
@@ -672,8 +625,7 @@ async fn a_lease_is_granted_once_it_is_durable_and_claims_were_listed_after_that
 #[tokio::test]
 async fn a_lease_that_a_superseded_owner_was_asked_for_is_not_granted() {
     let (faulty, bucket) = bad_network();
-    let disk = tempfile::tempdir().unwrap();
-    import(&bucket, &disk).await;
+    import(&bucket).await;
     let a = Server::start(&bucket).await;
     let (put_gate, mut put) = held();
     faulty.once(Operation::Put, "index_part", Fault::Hold(put_gate));
@@ -693,8 +645,7 @@ async fn a_lease_that_a_superseded_owner_was_asked_for_is_not_granted() {
 #[tokio::test]
 async fn what_cannot_be_read_is_not_leased_and_what_is_over_leaves_the_index_with_its_next_change() {
     let (faulty, bucket) = bad_network();
-    let disk = tempfile::tempdir().unwrap();
-    import(&bucket, &disk).await;
+    import(&bucket).await;
     let a = Server::start(&bucket).await;
     let end = a.receive(5).await;
     let now = now();
@@ -731,8 +682,7 @@ async fn what_cannot_be_read_is_not_leased_and_what_is_over_leaves_the_index_wit
 #[tokio::test]
 async fn a_name_is_answered_like_a_lease_and_so_is_its_end() {
     let (faulty, bucket) = bad_network();
-    let disk = tempfile::tempdir().unwrap();
-    import(&bucket, &disk).await;
+    import(&bucket).await;
     let a = Server::start(&bucket).await;
     let end = a.receive(5).await;
     let now = now();
@@ -778,8 +728,7 @@ async fn a_name_is_answered_like_a_lease_and_so_is_its_end() {
 #[tokio::test]
 async fn objects_of_a_deleted_timeline_go_only_after_what_feeds_it_and_its_own_tasks_ended() {
     let (faulty, bucket) = bad_network();
-    let disk = tempfile::tempdir().unwrap();
-    import(&bucket, &disk).await;
+    import(&bucket).await;
     let a = Server::start(&bucket).await;
     a.receive(5).await;
     let (put_gate, mut put) = held();
@@ -811,8 +760,7 @@ async fn objects_of_a_deleted_timeline_go_only_after_what_feeds_it_and_its_own_t
 async fn the_deletion_of_a_timeline_that_broke_off_goes_on_here_or_with_the_next_owner() {
     for with_the_next in [false, true] {
         let (faulty, bucket) = bad_network();
-        let disk = tempfile::tempdir().unwrap();
-        import(&bucket, &disk).await;
+        import(&bucket).await;
         let mut owner = Server::start(&bucket).await;
         faulty.once(Operation::Delete, "", Fault::Fail);
         owner.tenants.delete_timeline(tenant().tenant, main_timeline(), async {}).await.unwrap_err();
@@ -831,8 +779,7 @@ async fn the_deletion_of_a_timeline_that_broke_off_goes_on_here_or_with_the_next
 async fn the_deletion_of_a_tenant_that_broke_off_is_finished_by_a_repeat_here_or_after_a_restart() {
     for after_a_restart in [false, true] {
         let (faulty, bucket) = bad_network();
-        let disk = tempfile::tempdir().unwrap();
-        import(&bucket, &disk).await;
+        import(&bucket).await;
         let mut owner = Server::start(&bucket).await;
         owner.receive(5).await;
         let child = owner.branch_at(BASE).await.unwrap().id();
@@ -864,8 +811,7 @@ async fn the_deletion_of_a_tenant_that_broke_off_is_finished_by_a_repeat_here_or
 #[tokio::test]
 async fn until_the_deletion_of_a_tenant_is_claimed_its_timelines_go_on_and_nothing_of_them_is_changed() {
     let (faulty, bucket) = bad_network();
-    let disk = tempfile::tempdir().unwrap();
-    import(&bucket, &disk).await;
+    import(&bucket).await;
     let a = Server::start(&bucket).await;
     a.receive(5).await;
     faulty.once(Operation::Put, "ffffffff", Fault::Fail);
@@ -889,8 +835,7 @@ async fn until_the_deletion_of_a_tenant_is_claimed_its_timelines_go_on_and_nothi
 #[tokio::test]
 async fn a_tenant_of_another_owner_is_not_deleted() {
     let (_, bucket) = bad_network();
-    let disk = tempfile::tempdir().unwrap();
-    import(&bucket, &disk).await;
+    import(&bucket).await;
     let a = Server::start(&bucket).await;
     let b = Server::start(&bucket).await;
     let stale = a.tenants.delete_tenant(tenant(), async |_| ()).await;

@@ -1,5 +1,7 @@
 //! The logical size of a timeline that was stored before the key for it existed.
 
+mod process;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,18 +10,13 @@ use codec::directory::DbDirectory;
 use codec::logical_size::LogicalSize;
 use codec::wal::build::RecordDraft;
 use engine::bucket::MemoryBucket;
-use engine::budget::TailBudget;
-use engine::chunk_cache::{CacheLimits, ChunkCache};
-use engine::claim::Claim;
-use engine::clock::SystemClock;
-use engine::disk::LocalDisk;
-use engine::layer_write::LayerStore;
 use engine::ports::Bucket;
 use engine::synthetic::SyntheticCluster;
-use engine::tenant::{BranchPoint, Tenants};
+use engine::tenant::BranchPoint;
 use engine::tenant_size::synthetic_size;
 use engine::timeline::{Timeline, TimelinePolicy};
 use model::{Fork, Key, Lsn, PgMajor, RelLocator, RmgrId, TenantShardId, TimelineId, Tli};
+use process::{Server, import};
 
 const PG: PgMajor = PgMajor::V17;
 /// In the middle of a page of WAL, so that what follows begins with a record.
@@ -37,11 +34,6 @@ fn id(number: u8) -> TimelineId {
 
 /// A base with two relations, as releases stored it that did not keep the logical size.
 async fn old_base(bucket: &Arc<dyn Bucket>) {
-    let claim = Claim::take(bucket.clone(), tenant()).await.unwrap();
-    let disk = tempfile::tempdir().unwrap();
-    let files = Arc::new(LocalDisk::new(disk.path().join("cache")));
-    let cache = ChunkCache::new(bucket.clone(), files, CacheLimits::default()).unwrap();
-    let store = LayerStore::new(bucket.clone(), cache, claim.clone(), tenant(), id(1));
     let (main, vm) = (REL.fork(Fork::Main), REL.fork(Fork::Vm));
     let other = RelLocator { rel: 16_385, ..REL }.fork(Fork::Main);
     let databases = DbDirectory { databases: [((1663, 5), false)].into() };
@@ -50,18 +42,7 @@ async fn old_base(bucket: &Arc<dyn Bucket>) {
         values.push((Key::rel_size(rel), blocks.to_le_bytes().to_vec()));
         values.push((Key::rel_directory_entry(rel), b"r".to_vec()));
     }
-    SyntheticCluster::at(BASE).put(&store, claim, id(1), values).await.unwrap();
-}
-
-async fn start(bucket: &Arc<dyn Bucket>) -> (Tenants, tempfile::TempDir) {
-    let disk = tempfile::tempdir().unwrap();
-    let files = Arc::new(LocalDisk::new(disk.path().join("cache")));
-    let cache = ChunkCache::new(bucket.clone(), files, CacheLimits::default()).unwrap();
-    let budget = Arc::new(TailBudget::new(64 << 20));
-    let tenants =
-        Tenants::new(bucket.clone(), cache, budget, TimelinePolicy::default(), Arc::new(SystemClock));
-    tenants.attach_all().await.unwrap();
-    (tenants, disk)
+    import(bucket, tenant(), id(1), SyntheticCluster::at(BASE), values).await;
 }
 
 /// Receives a record; answers its start and its end.
@@ -86,7 +67,8 @@ async fn a_timeline_without_a_size_is_counted_while_it_goes_on_and_has_one_from_
     let bucket: Arc<dyn Bucket> = Arc::new(MemoryBucket::default());
     old_base(&bucket).await;
     let size = |blocks, forks| LogicalSize { blocks, forks };
-    let (tenants, _disk) = start(&bucket).await;
+    let server = Server::with(&bucket, TimelinePolicy::default()).await;
+    let tenants = &server.tenants;
     let main = tenants.timeline(tenant().tenant, id(1)).unwrap();
     let (first, first_end) = receive(&main, Lsn(0), truncate(60)).await;
     assert_eq!(main.counted_logical_size().await.unwrap(), size(81, 3), "the map stays a page");
@@ -109,7 +91,8 @@ async fn a_timeline_without_a_size_is_counted_while_it_goes_on_and_has_one_from_
 
     main.checkpoint().await.unwrap();
     assert!(tenants.shut_down(PATIENCE).await);
-    let (tenants, _disk) = start(&bucket).await;
+    let server = Server::with(&bucket, TimelinePolicy::default()).await;
+    let tenants = &server.tenants;
     let main = tenants.timeline(tenant().tenant, id(1)).unwrap();
     assert_eq!(main.logical_size(), Some(size(31, 3)), "nothing has to be counted");
     assert!(main.info().remote_physical_size > 0);

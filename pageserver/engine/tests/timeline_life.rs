@@ -1,5 +1,7 @@
 //! Archiving, unarchiving and detaching timelines: what could be read before can be read after, whatever breaks off in between.
 
+mod process;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,18 +13,13 @@ use codec::tenant_manifest::TenantManifest;
 use codec::wal::build::{BlockDraft, RecordDraft, WalBuilder};
 use engine::bucket::MemoryBucket;
 use engine::bucket::faulty::{Fault, FaultyBucket, Operation};
-use engine::budget::TailBudget;
-use engine::chunk_cache::{CacheLimits, ChunkCache};
-use engine::claim::Claim;
-use engine::clock::SystemClock;
-use engine::disk::LocalDisk;
-use engine::layer_write::LayerStore;
 use engine::object_path::{manifest_prefix, timeline_prefix, wal_prefix};
 use engine::ports::{Bucket, ListRequest};
-use engine::synthetic::{SyntheticCluster, only_when_asked};
-use engine::tenant::{BranchPoint, ChangeError, NotFound, Tenants, TimelineView};
+use engine::synthetic::SyntheticCluster;
+use engine::tenant::{BranchPoint, ChangeError, NotFound, TimelineView};
 use engine::timeline::Timeline;
 use model::{Fork, Key, Lsn, RelTag, RmgrId, SlruKind, TenantShardId, TimelineId, Tli};
+use process::{Server, import};
 
 const BASE: Lsn = Lsn(0x0200_0100);
 const CLUSTER: SyntheticCluster = SyntheticCluster::at(BASE);
@@ -47,12 +44,6 @@ struct World {
     written: u64,
 }
 
-/// A process that owns the tenant.
-struct Server {
-    tenants: Tenants,
-    _disk: tempfile::TempDir,
-}
-
 /// The sums of what can be read: by timeline, LSN and key.
 type Readable = BTreeMap<(TimelineId, Lsn, Key), Option<u32>>;
 
@@ -69,30 +60,13 @@ impl World {
     async fn new() -> World {
         let faulty = FaultyBucket::new(Arc::new(MemoryBucket::default()));
         let bucket: Arc<dyn Bucket> = faulty.clone();
-        let claim = Claim::take(bucket.clone(), tenant()).await.unwrap();
-        let disk = tempfile::tempdir().unwrap();
-        let local = Arc::new(LocalDisk::new(disk.path().join("cache")));
-        let cache = ChunkCache::new(bucket.clone(), local, CacheLimits::default()).unwrap();
-        let store = LayerStore::new(bucket.clone(), cache, claim.clone(), tenant(), MAIN);
         let origin = (Key::replication_origin(1), 77u64.to_be_bytes().to_vec());
-        CLUSTER.put(&store, claim, MAIN, [origin]).await.unwrap();
+        import(&bucket, tenant(), MAIN, CLUSTER, [origin]).await;
         World { faulty, bucket, logs: HashMap::from([(MAIN, CLUSTER.wal())]), written: 0 }
     }
 
     async fn start(&self) -> Server {
-        let disk = tempfile::tempdir().unwrap();
-        let local = Arc::new(LocalDisk::new(disk.path().join("cache")));
-        let cache = ChunkCache::new(self.bucket.clone(), local, CacheLimits::default()).unwrap();
-        let policy = only_when_asked();
-        let tenants = Tenants::new(
-            self.bucket.clone(),
-            cache,
-            Arc::new(TailBudget::new(64 << 20)),
-            policy,
-            Arc::new(SystemClock),
-        );
-        tenants.attach_all().await.unwrap();
-        Server { tenants, _disk: disk }
+        Server::start(&self.bucket).await
     }
 
     /// Makes a record: images of blocks, and now and then where a replication origin is, or a commit.
