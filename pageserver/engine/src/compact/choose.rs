@@ -160,24 +160,23 @@ pub(super) fn choose_among(
     if has_buried(view) {
         return if avoid.contains(&Key::ALL) { Choice::Rest } else { merge_l0(view, policy, cut) };
     }
-    let clear: Vec<(&Shelf, Option<Collection>)> = shelves
+    let clear: Vec<(&Shelf, Option<Collection<'_>>)> = shelves
         .iter()
         .filter(|shelf| is_clear(&shelf.keys))
-        .map(|shelf| (shelf, collection(shelf, view, policy, &cut)))
+        .map(|shelf| (shelf, collection(shelf, view, policy)))
         .collect();
     let waste = Waste::of(&clear, policy);
     let mut jobs = Vec::new();
     for (shelf, collection) in clear {
         if let Some((urgency, job)) = flatten(shelf, view, policy, &cut) {
             // What can as well be collected makes the stack lower, too, and what it drops need not be merged before.
-            let may_be_collected = |other: &&Collection| other.is_near(policy) && lowers(shelf, &other.job);
-            let collected = collection.as_ref().filter(may_be_collected).map(|other| other.job.clone());
-            jobs.push((urgency, collected.unwrap_or(job)));
+            let collected = collection.as_ref().filter(|other| other.is_near(policy) && other.lowers_stack());
+            jobs.push((urgency, collected.map_or(job, |other| other.job(&cut))));
         }
         if let Some(collection) = collection
             && let Some(urgency) = waste.urgency(&collection)
         {
-            jobs.push((urgency, collection.job));
+            jobs.push((urgency, collection.job(&cut)));
         }
     }
     // What makes reads deep comes first, then what frees most.
@@ -312,12 +311,6 @@ fn flatten(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key]) 
     if is_high { Some((urgency, merge(&above, view.retention.cutoff, cuts)?)) } else { None }
 }
 
-/// Whether a job has new images take over from deltas.
-fn lowers(shelf: &Shelf, job: &Choice) -> bool {
-    let Choice::Trim { split, images, .. } = job else { return false };
-    *images && shelf.deltas().iter().any(|layer| layer.name.lsns().end.0 - 1 <= split.0)
-}
-
 /// Merges the newest deltas of like size: each at most what is above it, but two at least. So a byte is seldom merged with many fewer others.
 ///
 /// What was trimmed is not merged with what is above the cutoff: that would be garbage again, to be cut in two once more.
@@ -359,18 +352,42 @@ fn merge_steps(steps: &[Vec<&LayerFacts>], cuts: &[Key]) -> Option<Choice> {
 }
 
 /// What collecting on one shelf would do.
-struct Collection {
+struct Collection<'a> {
+    shelf: &'a Shelf,
     /// Bytes of which most would go.
     waste: u64,
     /// All others.
     wanted: u64,
-    job: Choice,
+    /// As in [`Choice::Trim`].
+    inputs: Vec<&'a LayerFacts>,
+    base: Vec<&'a LayerFacts>,
+    lsns: LsnRange,
+    split: Lsn,
+    images: bool,
 }
 
-impl Collection {
+impl Collection<'_> {
     /// Whether there is so much more on this shelf than there may be on all of them that it would come soon.
     fn is_near(&self, policy: &CompactionPolicy) -> bool {
         self.waste as f64 >= policy.garbage * NEAR * self.wanted as f64
+    }
+
+    /// Whether new images would take over from deltas.
+    fn lowers_stack(&self) -> bool {
+        let goes = |layer: &&LayerFacts| layer.name.lsns().end.0 - 1 <= self.split.0;
+        self.images && self.shelf.deltas().iter().any(goes)
+    }
+
+    fn job(&self, cuts: &[Key]) -> Choice {
+        Choice::Trim {
+            inputs: names(&self.inputs),
+            base: names(&self.base),
+            keys: self.shelf.keys.clone(),
+            lsns: self.lsns.clone(),
+            split: self.split,
+            images: self.images,
+            cuts: cuts.to_vec(),
+        }
     }
 }
 
@@ -382,7 +399,7 @@ struct Waste {
 }
 
 impl Waste {
-    fn of(shelves: &[(&Shelf, Option<Collection>)], policy: &CompactionPolicy) -> Waste {
+    fn of(shelves: &[(&Shelf, Option<Collection<'_>>)], policy: &CompactionPolicy) -> Waste {
         let (mut waste, mut wanted) = (0, 0);
         for (shelf, collection) in shelves {
             waste += collection.as_ref().map_or(0, |collection| collection.waste);
@@ -394,7 +411,7 @@ impl Waste {
     }
 
     /// How urgent it is to collect on a shelf, if it is worth it. Where it costs no more than it frees, it always is.
-    fn urgency(&self, of: &Collection) -> Option<f64> {
+    fn urgency(&self, of: &Collection<'_>) -> Option<f64> {
         let gain = of.waste as f64 / (of.wanted + of.waste) as f64;
         let is_cheap = of.waste >= of.wanted;
         (self.is_due || is_cheap).then_some(if self.is_urgent { URGENT + gain } else { gain })
@@ -402,7 +419,7 @@ impl Waste {
 }
 
 /// What can be collected on a shelf, and how.
-fn collection(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key]) -> Option<Collection> {
+fn collection<'a>(shelf: &'a Shelf, view: &View, policy: &CompactionPolicy) -> Option<Collection<'a>> {
     let retention = &view.retention;
     let split = split_at(shelf, retention.cutoff)?;
     let points = retention.points_to(split);
@@ -410,6 +427,9 @@ fn collection(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key
     let (old, fresh): (Vec<&LayerFacts>, Vec<&LayerFacts>) =
         deltas.iter().partition(|layer| is_trimmed(layer, split, retention));
     let garbage: u64 = fresh.iter().map(|layer| below(layer, split)).sum();
+    if garbage <= policy.little {
+        return None;
+    }
     let crossing =
         total(deltas.iter().copied()) - deltas.iter().map(|layer| below(layer, split)).sum::<u64>();
     let above = total(later) + crossing;
@@ -426,9 +446,6 @@ fn collection(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key
     let doubled: u64 = if may_image { old.iter().map(doubled).sum() } else { 0 };
     let wanted = readable + trimmed - doubled + above;
     let waste = garbage + doubled;
-    if garbage <= policy.little {
-        return None;
-    }
     // Either way is judged by what is written for each byte that goes. How much of what is fresh stays when it is trimmed is known from what stayed before.
     let survives = survival(&old, trimmed, &fresh, garbage, split);
     let stays = trimmed as f64 + survives * garbage as f64;
@@ -454,10 +471,7 @@ fn collection(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key
     // An image whose deltas went before is what is left of them: without new images it becomes versions of its own LSN.
     let spans = |layer: &&&LayerFacts| layer.name.is_delta() || !new_images;
     let (_, lsns) = union(inputs.iter().filter(spans).map(|layer| &layer.name))?;
-    let keys = shelf.keys.clone();
-    let (inputs, base) = (names(&inputs), names(&base));
-    let job = Choice::Trim { inputs, base, keys, lsns, split, images: new_images, cuts: cuts.to_vec() };
-    Some(Collection { waste, wanted, job })
+    Some(Collection { shelf, waste, wanted, inputs, base, lsns, split, images: new_images })
 }
 
 /// The deltas of a shelf that reach below the split, and those above it. What lies beside one that reaches over the split, and not above it, goes with the

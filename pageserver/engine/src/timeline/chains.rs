@@ -26,9 +26,13 @@ struct Bucket {
 }
 
 impl Bucket {
+    fn find(&self, tag: u32) -> Option<usize> {
+        self.tags.iter().position(|other| *other == tag)
+    }
+
     /// Counts a change. Answers the count, and whether a key with changes was forgotten for it.
     fn count(&mut self, tag: u32) -> (&mut u8, bool) {
-        let known = self.tags.iter().position(|other| *other == tag);
+        let known = self.find(tag);
         let (from, count) = match known {
             Some(at) => (at, self.counts[at]),
             None => (WAYS - 1, 0),
@@ -94,7 +98,7 @@ impl Chains {
         }
         let at = self.bucket(tag);
         let bucket = &mut self.buckets[at];
-        if let Some(way) = bucket.tags.iter().position(|other| *other == tag) {
+        if let Some(way) = bucket.find(tag) {
             bucket.counts[way] = 0;
         }
     }
