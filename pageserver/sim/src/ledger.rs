@@ -176,8 +176,9 @@ impl Ledger {
         let began = |line: &Line| line.cluster.as_ref().map(|cluster| cluster.tli_from);
         let at = began(&lines[number]);
         for (other, line) in lines.iter_mut().enumerate() {
-            let may_move =
-                parent.is_some() && line.parent == parent && began(line).is_none_or(|lsn| Some(lsn) <= at);
+            // A branch may not have been promised yet: then nobody was told where it begins.
+            let is_before = began(line).zip(at).is_none_or(|(lsn, at)| lsn <= at);
+            let may_move = parent.is_some() && line.parent == parent && is_before;
             line.unsettled |= other == number || may_move;
         }
         lines[number].detachings.ask(process)

@@ -274,3 +274,22 @@ fn a_source_refuses_what_a_newer_owner_said_is_safe() {
         ",
     );
 }
+
+/// A branch was to stand alone before anybody was told where it begins, and its sibling was moved when the process ended.
+#[test]
+fn siblings_of_a_branch_of_unknown_place_may_be_moved_by_its_detachment() {
+    holds(
+        "
+         seed 17092
+         +28 write 4 25 991238661
+         +0 branch 7 tip 0
+         +36 write 6 6 27578480
+         +1 write 0 7 2593974111
+         +0 branch 0 tip 0
+         +29 write 3 1 1601457182
+         +1252 branch 6 tip 0
+         +27 detach 3
+         +28 restart
+        ",
+    );
+}
