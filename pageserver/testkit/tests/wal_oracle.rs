@@ -132,14 +132,19 @@ fn parse_payload(record: &Record<'_>) -> Result<(), PayloadError> {
 }
 
 /// Compares with `pg_waldump` of exactly this version, where there is one. `seen` must be all of one timeline's tail.
-fn compare_with_waldump(postgres: &Postgres, tli: Tli, seen: &[Seen]) -> Result<usize> {
+fn compare_with_waldump(
+    postgres: &Postgres,
+    segment: WalSegmentSize,
+    tli: Tli,
+    seen: &[Seen],
+) -> Result<usize> {
     let Some(program) = postgres.installation().own_program("pg_waldump") else { return Ok(0) };
     let first = seen.first().context("no records")?;
+    // Without the name of a file it learns the size of segments from any of them, and one that was made ahead says zero.
     let output = Command::new(program)
         .arg("-b")
-        .arg("-p")
-        .arg(postgres.wal_dir())
-        .args(["-t", &tli.to_string(), "-s", &first.start.to_string()])
+        .args(["-s", &first.start.to_string(), "-e", "FFFFFFFF/FFFFFFFF"])
+        .arg(postgres.wal_dir().join(segment.file_name(tli, first.start)))
         .output()?;
     // It fails at the end of WAL, always: what counts is what it printed before.
     let text = String::from_utf8_lossy(&output.stdout);
@@ -320,7 +325,7 @@ async fn crash_within_a_record(
         session.simple_query("SELECT pg_logical_emit_message(false, 'large', repeat('x', 5000000))").await?;
         postgres.crash();
         let before = read_wal(&postgres.wal_dir(), pg, segment, 1 << 20)?;
-        compare_with_waldump(postgres, Tli(1), &before).context("after the crash")?;
+        compare_with_waldump(postgres, segment, Tli(1), &before).context("after the crash")?;
         postgres.start_again().await?;
         postgres
             .sql("DROP TABLE IF EXISTS after_the_crash; CREATE TABLE after_the_crash AS SELECT generate_series(1, 5000) n")
@@ -353,7 +358,7 @@ async fn compare(major: u32, segment_mib: u32) -> Result<()> {
 
     let seen = read_wal(&postgres.wal_dir(), pg, segment, 1 << 20)?;
     ends_as_the_control_data_says(&postgres, &seen)?;
-    let dumped = compare_with_waldump(&postgres, Tli(1), &seen)?;
+    let dumped = compare_with_waldump(&postgres, segment, Tli(1), &seen)?;
     let has = |kind: &str| seen.iter().any(|record| record.kind == kind);
     for kind in ["SWITCH", "PREPARE", "COMMIT_PREPARED", "ABORT_PREPARED", "CREATE_ID", "MESSAGE"] {
         ensure!(has(kind), "the workload made no {kind}");
@@ -378,7 +383,7 @@ async fn compare(major: u32, segment_mib: u32) -> Result<()> {
     ends_as_the_control_data_says(&postgres, &seen)?;
     ensure!(seen.last().context("no records")?.tli == Tli(2), "the new timeline is not seen");
     let switch = seen.iter().rposition(|record| record.tli == Tli(1)).context("no timeline 1")? + 1;
-    compare_with_waldump(&postgres, Tli(2), &seen[switch..]).context("on timeline 2")?;
+    compare_with_waldump(&postgres, segment, Tli(2), &seen[switch..]).context("on timeline 2")?;
     println!(
         "Postgres {major}, {segment_mib} MiB segments: {} records, {dumped} as pg_waldump, {known} as pg_walinspect",
         seen.len()
