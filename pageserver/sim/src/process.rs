@@ -1,6 +1,7 @@
 //! A process: the engine as a server holds it, and what of a server the engine needs, which is somebody who follows the sources.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -158,6 +159,8 @@ pub struct Process {
     followed: Mutex<BTreeMap<usize, Timeline>>,
     /// Everything that the process does for somebody: ends with it.
     tasks: Mutex<JoinSet<()>>,
+    /// It was told to end.
+    ending: AtomicBool,
 }
 
 impl Process {
@@ -190,6 +193,7 @@ impl Process {
             settings: settings.clone(),
             followed: Mutex::default(),
             tasks: Mutex::default(),
+            ending: AtomicBool::new(false),
         });
         process.look_after(maps);
         process
@@ -217,6 +221,11 @@ impl Process {
     /// Whether it is alive.
     pub fn is_alive(&self) -> bool {
         self.world.is_alive(self.id)
+    }
+
+    /// Whether it was told to end. Then it gives up what it is about, and what it says of its timelines may not be so any more.
+    pub fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Relaxed)
     }
 
     /// Does something as part of the process.
@@ -299,6 +308,7 @@ impl Process {
 
     /// Ends in order.
     pub async fn end(&self) {
+        self.ending.store(true, Ordering::Relaxed);
         match self.tenant().filter(|_| self.settings.operated) {
             Some(tenant) => {
                 let generation = tenant.claim().generation();

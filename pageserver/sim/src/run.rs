@@ -402,7 +402,7 @@ impl Run {
     }
 
     fn has_all(&self, process: &Arc<Process>) -> bool {
-        let Some(tenant) = process.tenant() else { return false };
+        let Some(tenant) = process.tenant().filter(|_| !process.is_ending()) else { return false };
         // An older owner may be the newest process that lives when a newer one died.
         if self.world.superseded_since(tenant.claim().generation()).is_some() {
             process.kill();

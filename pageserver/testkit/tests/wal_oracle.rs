@@ -140,11 +140,19 @@ fn compare_with_waldump(
 ) -> Result<usize> {
     let Some(program) = postgres.installation().own_program("pg_waldump") else { return Ok(0) };
     let first = seen.first().context("no records")?;
-    // Without the name of a file it learns the size of segments from any of them, and one that was made ahead says zero.
+    // Without names of files it learns the size of segments from any of them, and one that was made ahead says zero.
+    let begin = segment.file_name(tli, first.start);
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(postgres.wal_dir())? {
+        files.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    files.retain(|name| name.len() == begin.len() && name.starts_with(&begin[..8]));
+    let end = files.into_iter().max().context("no WAL")?;
     let output = Command::new(program)
         .arg("-b")
-        .args(["-s", &first.start.to_string(), "-e", "FFFFFFFF/FFFFFFFF"])
-        .arg(postgres.wal_dir().join(segment.file_name(tli, first.start)))
+        .args(["-s", &first.start.to_string()])
+        .arg(postgres.wal_dir().join(begin))
+        .arg(end)
         .output()?;
     // It fails at the end of WAL, always: what counts is what it printed before.
     let text = String::from_utf8_lossy(&output.stdout);
