@@ -384,6 +384,26 @@ impl<const L: usize> TreeScan<L> {
         }
     }
 
+    /// The same, but leaves are not visited: `visit` gets the first key of each, whether or not it holds keys of the range.
+    pub(super) fn feed_to_leaves(
+        &mut self,
+        block: &Block,
+        visit: impl FnMut([u8; L]),
+    ) -> Result<(), ReadLayerError> {
+        let Some(Pending { block: number, promised }) = self.pending.pop() else { return Ok(()) };
+        let at = u64::from(self.index_start_block + number) * BLOCK_BYTES;
+        let node = Node::<L>::parse(block, at)?;
+        check_promise(&node, promised.as_ref())?;
+        if node.level > 1 {
+            return self.descend(&node, promised.and_then(|promised| promised.below));
+        }
+        check_order(&node, 0..node.entries)?;
+        // A tree of one leaf has nothing above it.
+        let leaves = if node.level == 1 { node.entries } else { 1 };
+        (0..leaves).map(|slot| node.key(slot)).for_each(visit);
+        Ok(())
+    }
+
     /// Notes the children that can hold keys of the range.
     fn descend(&mut self, node: &Node<'_, L>, below: Option<[u8; L]>) -> Result<(), ReadLayerError> {
         let end = node.lower_bound(&self.keys.end);

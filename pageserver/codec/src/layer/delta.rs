@@ -175,3 +175,28 @@ impl DeltaScan {
         })
     }
 }
+
+/// Finds the first key of each leaf of a delta layer's index, without reading these: how keys, and so bytes, are spread over the layer. Fed like a
+/// [`DeltaScan`].
+#[derive(Clone, Debug)]
+pub struct DeltaOutline {
+    tree: TreeScan<DELTA_KEY>,
+}
+
+impl DeltaOutline {
+    /// Of the whole layer.
+    pub fn new(layout: &Layout) -> Self {
+        let keys = delta_key(Key::MIN, Lsn(0))..delta_key(Key::MAX, Lsn::MAX);
+        DeltaOutline { tree: TreeScan::new(layout, keys, Direction::Ascending) }
+    }
+
+    /// The block of the file to feed next; `None` at the end.
+    pub fn wants(&self) -> Option<u32> {
+        self.tree.wants()
+    }
+
+    /// Takes the bytes of the block that [`DeltaOutline::wants`] names; first keys of leaves are appended to `found`, in order.
+    pub fn feed(&mut self, block: &Block, found: &mut Vec<Key>) -> Result<(), ReadLayerError> {
+        self.tree.feed_to_leaves(block, |key| found.push(split(&key).0))
+    }
+}

@@ -30,7 +30,7 @@ mod write;
 
 pub use btree::Direction;
 pub use checksum::ChecksumTable;
-pub use delta::{DeltaEntry, DeltaScan, DeltaWriter};
+pub use delta::{DeltaEntry, DeltaOutline, DeltaScan, DeltaWriter};
 pub use file::{LayerFile, LayerReport, VerifyLayerError};
 pub use image::{ImageEntry, ImageScan, ImageWriter};
 pub use summary::Summary;

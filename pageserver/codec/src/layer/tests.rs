@@ -241,6 +241,27 @@ fn reconstruction_reads_back_to_the_newest_whole_value_only() {
 }
 
 #[test]
+fn an_outline_has_the_first_key_of_each_leaf() {
+    for count in [1u32, 100, 1_000, 300_000] {
+        let change = |n| ((Key::rel_block(REL, n), Lsn(8)), (true, vec![b'x']));
+        let bytes = delta_file(&(0..count).map(change).collect(), Checksums::Omit);
+        let file = LayerFile::open(&bytes).unwrap();
+        let (mut outline, mut found, mut fed) = (DeltaOutline::new(file.layout()), Vec::new(), 0);
+        while let Some(block) = outline.wants() {
+            outline.feed(file.block(block).unwrap(), &mut found).unwrap();
+            fed += 1;
+        }
+        let blocks = file.layout().blocks() - file.layout().index_start_block();
+        // What it did not read are the leaves, but for one that is the root.
+        assert_eq!(found.len() as u32, blocks - fed + u32::from(blocks == 1));
+        let numbers: Vec<u32> = found.iter().map(|key| key.field6).collect();
+        assert_eq!(numbers[0], 0);
+        let most = numbers.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(count);
+        assert!(numbers.is_sorted() && count - numbers[numbers.len() - 1] <= most);
+    }
+}
+
+#[test]
 fn every_flipped_bit_is_found() {
     let values: BTreeMap<Key, Vec<u8>> = (0..700)
         .map(|block| (Key::rel_block(REL, block), vec![block as u8; 100]))
@@ -406,6 +427,14 @@ proptest! {
                 }
                 prop_assert!(fed <= blocks, "{} blocks fed, the file has {}", fed, blocks);
             }
+            let (mut outline, mut found, mut fed) = (DeltaOutline::new(file.layout()), Vec::new(), 0);
+            while let Some(block) = outline.wants() {
+                if outline.feed(file.block(block).unwrap(), &mut found).is_err() {
+                    break;
+                }
+                fed += 1;
+            }
+            prop_assert!(fed <= blocks, "{} blocks fed, the file has {}", fed, blocks);
         }
     }
 
