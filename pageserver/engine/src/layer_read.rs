@@ -9,7 +9,10 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use codec::layer::blob::BlobHead;
-use codec::layer::{Block, ChecksumTable, DeltaEntry, DeltaScan, ImageScan, Layout, ReadLayerError, Summary};
+use codec::layer::{
+    Block, ChecksumTable, DeltaEntry, DeltaOutline, DeltaScan, ImageScan, Layout, ReadLayerError, Summary,
+    VALUES_START,
+};
 use model::{BLOCK_SIZE, Key, KeyRange, LayerName, Lsn, PgTimestamp};
 use tokio::sync::{Mutex, OnceCell, mpsc};
 
@@ -478,6 +481,22 @@ impl Layer {
     /// A checked block of the index, for the same.
     pub(crate) async fn index_block(&self, layout: &Layout, block: u32) -> Result<Bytes, ReadError> {
         self.block(layout, block, ReadFor::Scan).await.map_err(|error| self.story(error))
+    }
+
+    /// Of a delta layer, a key for every so many bytes of its values, and how many these are.
+    pub(crate) async fn outline(&self) -> Result<(Vec<Key>, u64), ReadError> {
+        let outline = async {
+            let layout = self.layout().await?;
+            let mut outline = DeltaOutline::new(layout);
+            let mut found = Vec::new();
+            while let Some(wanted) = outline.wants() {
+                outline.feed(as_block(&self.block(layout, wanted, ReadFor::Scan).await?), &mut found)?;
+            }
+            let bytes = layout.values_end() - VALUES_START;
+            let each = bytes / found.len().max(1) as u64;
+            Ok((found, each))
+        };
+        outline.await.map_err(|error| self.story(error))
     }
 
     /// Where things are in its file.

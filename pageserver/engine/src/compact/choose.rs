@@ -98,6 +98,8 @@ pub enum Choice {
     Merge {
         /// Which.
         inputs: Vec<LayerName>,
+        /// Image layers among them, which stay, and are built upon.
+        base: Vec<LayerName>,
         /// All their keys.
         keys: KeyRange,
         /// All their LSNs.
@@ -247,7 +249,7 @@ fn merge_l0(view: &View, policy: &CompactionPolicy, cuts: Vec<Key>) -> Choice {
         inputs.push(layer);
     }
     let Some((_, lsns)) = union(inputs.iter().map(|layer| &layer.name)) else { return Choice::Rest };
-    Choice::Merge { inputs: names(&inputs), keys: Key::ALL, lsns, cuts }
+    Choice::Merge { inputs: names(&inputs), base: Vec::new(), keys: Key::ALL, lsns, cuts }
 }
 
 /// The most deltas that stand above the newest image of any key.
@@ -308,18 +310,23 @@ fn flatten(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key]) 
             Choice::Image { inputs: names(&inputs), keys: shelf.keys.clone(), at, cuts: cuts.to_vec() };
         return Some((urgency, image));
     }
-    if is_high { Some((urgency, merge(&above, view.retention.cutoff, cuts)?)) } else { None }
+    if is_high { Some((urgency, merge(shelf, &above, view.retention.cutoff, cuts)?)) } else { None }
 }
 
-/// Merges the newest deltas of like size: each at most what is above it, but two at least. So a byte is seldom merged with many fewer others.
+/// Merges the newest deltas of like size: each step at most what is above it, but two at least. So a byte is seldom merged with many fewer others. What
+/// shares its keys with no other stays as it is.
 ///
 /// What was trimmed is not merged with what is above the cutoff: that would be garbage again, to be cut in two once more.
-fn merge(newest_first: &[&LayerFacts], cutoff: Lsn, cuts: &[Key]) -> Option<Choice> {
-    let steps = steps(newest_first);
+fn merge<'a>(shelf: &'a Shelf, above: &[&'a LayerFacts], cutoff: Lsn, cuts: &[Key]) -> Option<Choice> {
+    let shares = |layer: &&LayerFacts| {
+        above.iter().any(|other| other.name != layer.name && !is_apart(other.name.keys(), layer.name.keys()))
+    };
+    let steps = steps(&above.iter().copied().filter(shares).collect::<Vec<_>>());
     let is_settled =
         |layer: &&LayerFacts| layer.trimmed_for.is_some() && layer.name.lsns().end.0 <= cutoff.0 + 1;
     let settled = steps.iter().position(|step| step.iter().any(is_settled)).unwrap_or(steps.len());
-    merge_steps(&steps[..settled], cuts).or_else(|| merge_steps(&steps[settled..], cuts))
+    let chosen = of_like_size(&steps[..settled]).or_else(|| of_like_size(&steps[settled..]))?;
+    with_what_lies_among(shelf, chosen, cuts)
 }
 
 /// What was written together is one step of a stack.
@@ -336,19 +343,51 @@ fn steps<'a>(newest_first: &[&'a LayerFacts]) -> Vec<Vec<&'a LayerFacts>> {
     steps
 }
 
-fn merge_steps(steps: &[Vec<&LayerFacts>], cuts: &[Key]) -> Option<Choice> {
-    if steps.len() < 2 {
-        return None;
-    }
-    let mut inputs: Vec<&LayerFacts> = Vec::new();
-    for (at, step) in steps.iter().enumerate() {
-        if at >= 2 && total(step.iter().copied()) > total(inputs.iter().copied()) {
+/// Of steps, newest first, those that are merged.
+fn of_like_size<'a>(steps: &[Vec<&'a LayerFacts>]) -> Option<Vec<&'a LayerFacts>> {
+    let mut chosen = steps.get(..2)?.concat();
+    for step in &steps[2..] {
+        if total(step.iter().copied()) > total(chosen.iter().copied()) {
             break;
         }
-        inputs.extend(step);
+        chosen.extend(step);
     }
-    let (keys, lsns) = union(inputs.iter().map(|layer| &layer.name))?;
-    Some(Choice::Merge { inputs: names(&inputs), keys, lsns, cuts: cuts.to_vec() })
+    Some(chosen)
+}
+
+/// Merges these deltas of a shelf. What is written has all their LSNs for its name, so whatever else has some of these goes with them where it shares their keys;
+/// where it does not, what is written is cut around it.
+fn with_what_lies_among<'a>(
+    shelf: &'a Shelf,
+    mut inputs: Vec<&'a LayerFacts>,
+    cuts: &[Key],
+) -> Option<Choice> {
+    let mut others = shelf.deltas();
+    others.retain(|layer| !inputs.contains(layer));
+    loop {
+        let (keys, lsns) = union(inputs.iter().map(|layer| &layer.name))?;
+        let is_among = |layer: &LayerFacts| {
+            let its = layer.name.lsns();
+            its.start < lsns.end && lsns.start < its.end && !is_apart(layer.name.keys(), &keys)
+        };
+        let (among, apart): (Vec<_>, Vec<_>) = others.iter().copied().partition(|layer| is_among(layer));
+        let (joins, beside): (Vec<&LayerFacts>, Vec<&LayerFacts>) = among
+            .into_iter()
+            .partition(|layer| inputs.iter().any(|input| !is_apart(input.name.keys(), layer.name.keys())));
+        if joins.is_empty() {
+            // Of what an image says, older deltas may be gone.
+            let has_images = |layer: &&LayerFacts| {
+                let name = &layer.name;
+                !name.is_delta() && lsns.contains(&name.lsns().start) && !is_apart(name.keys(), &keys)
+            };
+            let base: Vec<&LayerFacts> = shelf.layers.iter().filter(has_images).collect();
+            let around = beside.iter().flat_map(|layer| [layer.name.keys().start, layer.name.keys().end]);
+            let cuts = cuts.iter().copied().chain(around).collect();
+            return Some(Choice::Merge { inputs: names(&inputs), base: names(&base), keys, lsns, cuts });
+        }
+        inputs.extend(joins);
+        others = [apart, beside].concat();
+    }
 }
 
 /// What collecting on one shelf would do.
@@ -548,6 +587,7 @@ pub(super) fn split_at(shelf: &Shelf, cutoff: Lsn) -> Option<Lsn> {
 #[cfg(test)]
 mod tests {
     use model::WalSegmentSize;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -628,6 +668,46 @@ mod tests {
         assert_eq!(inputs.len(), 3);
         let Choice::Image { at, keys, inputs, .. } = choice([200, 80, 20, 10]) else { panic!("no images") };
         assert_eq!((at, keys, inputs.len()), (lsn(50), key(0)..key(9), 5));
+    }
+
+    #[test]
+    fn what_shares_its_keys_with_no_other_stays_and_what_is_written_is_cut_around_it() {
+        // Each load brings pages of its own, and some of what lies before all of them and behind.
+        let loads = (0..5).flat_map(|n| {
+            let (lsns, from) = (11 + n * 10..21 + n * 10, 10 + n as u32 * 4);
+            [delta(0..3, lsns.clone(), 5), delta(from..from + 3, lsns.clone(), 50), delta(40..41, lsns, 5)]
+        });
+        let policy = CompactionPolicy { shelf_bytes: 1_000, ..policy() };
+        let Choice::Merge { inputs, keys, lsns, mut cuts, .. } =
+            choose(&view(vec![], loads.collect(), 10, &[]), &policy, &[])
+        else {
+            panic!("no merge");
+        };
+        assert_eq!((inputs.len(), keys, lsns), (10, key(0)..key(41), lsn(11)..lsn(61)));
+        cuts.sort_unstable();
+        assert_eq!(cuts, [10, 13, 14, 17, 18, 21, 22, 25, 26, 29].map(key));
+    }
+
+    #[test]
+    fn what_lies_among_merged_deltas_is_merged_with_them_and_images_there_are_built_upon() {
+        let old = [image(0..9, 10, 900), image(9..15, 25, 900)];
+        let high = (0..4).map(|n| delta(0..5, 11 + n * 10..21 + n * 10, 9)).collect::<Vec<_>>();
+        let beside = [delta(4..8, 31..41, 9), delta(7..12, 11..31, 9), delta(11..15, 5..11, 9)];
+        // Of two layers at one key none may have LSNs of the other's, so what is high ends where its neighbour begins.
+        let high = high.into_iter().map(|layer| match layer.name.lsns() {
+            lsns if lsns.start == lsn(31) => delta(0..4, 31..41, layer.size),
+            _ => layer,
+        });
+        let rest: Vec<LayerFacts> = old.iter().cloned().chain(high).chain(beside.clone()).collect();
+        let policy = CompactionPolicy { shelf_bytes: 10_000, ..policy() };
+        let Choice::Merge { inputs, base, keys, lsns, .. } =
+            choose(&view(vec![], rest, 5, &[]), &policy, &[])
+        else {
+            panic!("no merge");
+        };
+        assert_eq!((inputs.len(), keys, lsns), (6, key(0)..key(12), lsn(11)..lsn(51)));
+        assert!(!inputs.contains(&beside[2].name));
+        assert_eq!(base, [old[1].name.clone()]);
     }
 
     #[test]
@@ -865,6 +945,52 @@ mod tests {
         let l0s = view(l0s, base(), 10, &[]);
         assert!(matches!(choose(&l0s, &policy(), &[key(0)..key(9)]), Choice::Merge { .. }));
         assert_eq!(choose(&l0s, &policy(), &[Key::ALL]), Choice::Rest);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_that_stays_lies_among_what_is_merged(
+            steps in prop::collection::vec(prop::collection::vec((1u32..20, 1u64..100, any::<bool>()), 1..6), 4..12),
+        ) {
+            // Each step covers the keys in other pieces, some of them not at all.
+            let mut rest = base();
+            for (n, pieces) in (0..).zip(steps) {
+                let mut from = 0;
+                for (width, size, is_there) in pieces {
+                    if is_there {
+                        rest.push(delta(from..from + width, 11 + n * 10..21 + n * 10, size));
+                    }
+                    from += width;
+                }
+            }
+            let policy = CompactionPolicy { image_after: f64::INFINITY, ..policy() };
+            let mut view = view(vec![], rest, 10, &[]);
+            // Until it rests, each job leaves fewer deltas, none of which has keys and LSNs in common with another.
+            while let Choice::Merge { inputs, keys, lsns, mut cuts, .. } = choose(&view, &policy, &[]) {
+                prop_assert!(inputs.len() > 1);
+                view.rest.retain(|layer| !inputs.contains(&layer.name));
+                cuts.extend([keys.start, keys.end]);
+                cuts.sort_unstable();
+                for piece in cuts.windows(2) {
+                    let within = inputs.iter().map(LayerName::keys).filter_map(|keys| {
+                        let part = keys.start.max(piece[0])..keys.end.min(piece[1]);
+                        (!part.is_empty()).then_some(part)
+                    });
+                    let hull = within.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end));
+                    view.rest.extend(hull.map(|keys| facts(LayerName::Delta { keys, lsns: lsns.clone() }, 50)));
+                }
+                let deltas: Vec<&LayerName> =
+                    view.rest.iter().map(|layer| &layer.name).filter(|name| name.is_delta()).collect();
+                for (at, one) in deltas.iter().enumerate() {
+                    for other in &deltas[at + 1..] {
+                        let (a, b) = (one.lsns(), other.lsns());
+                        let overlap = a.start < b.end && b.start < a.end && !is_apart(one.keys(), other.keys());
+                        prop_assert!(!overlap, "{one} and {other}");
+                    }
+                }
+            }
+            prop_assert!(depth(&view, &policy) <= policy.max_deltas + 1);
+        }
     }
 
     #[test]

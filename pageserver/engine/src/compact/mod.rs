@@ -1,7 +1,7 @@
 //! Compaction: history that stays readable at little cost, however it was written.
 //!
 //! [`shelf`] puts layers together that are rewritten together; [`choose`] decides, from their names and sizes alone, what to do next, and [`debt`] what is still to be done; [`stream`] reads the
-//! layers of a job in order of keys, [`fold`] says what of each key's history is kept, [`write`] cuts that into layers, and [`run`] carries a
+//! layers of a job in order of keys, [`fold`] says what of each key's history is kept, [`write`] cuts that into layers where [`stretch`] finds room between keys, and [`run`] carries a
 //! job out: new layers into the bucket, one change of the index, then the snapshot.
 
 pub mod choose;
@@ -10,6 +10,7 @@ pub mod fold;
 pub mod run;
 pub mod shelf;
 mod stream;
+mod stretch;
 mod write;
 
 pub use choose::{Choice, CompactionPolicy, View, choose, depth};

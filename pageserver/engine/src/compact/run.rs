@@ -17,6 +17,7 @@ use super::choose::{Choice, CompactionPolicy, View, choose_among, l0_room};
 use super::fold::{Fold, Kept, Rules, Surroundings};
 use super::shelf::{LayerFacts, shelves};
 use super::stream::{Input, Stream, Streamed};
+use super::stretch::Stretches;
 use super::write::{Cutter, Deltas, Images, Piece};
 use crate::as_of::ReadError;
 use crate::chunk_cache::as_scan;
@@ -33,6 +34,8 @@ use crate::timeline::{AppendError, Timeline};
 
 /// Of a trimmed delta so many points are noted at most; with more, that one of them went is noticed later.
 const NOTED_POINTS: usize = 256;
+/// A stretch of keys is worth a delta of its own when it has such a part of a layer's bytes.
+const STRETCH_PART: u64 = 8;
 /// Versions between two looks at whether others want the processor.
 const VERSIONS_A_TURN: usize = 512;
 
@@ -170,7 +173,7 @@ async fn carry_out(
             let layers = found(&snapshot, &names)?;
             return replace(timeline, "drop", Vec::new(), layers).await;
         }
-        Choice::Merge { inputs, keys, lsns, cuts } => {
+        Choice::Merge { inputs, base, keys, lsns, cuts } => {
             let top = Lsn(lsns.end.0 - 1);
             let mut points = retention.points_to(top);
             points.retain(|point| *point >= lsns.start);
@@ -182,6 +185,8 @@ async fn carry_out(
             let rules = Rules { points, images: false, above: true, chain: policy.chain };
             let lower = Deltas::new(lsns.clone(), trimmed_for);
             let kind = if inputs[0].is_l0() { "merge" } else { "stack" };
+            let mut read = reading(&layers, false);
+            read.extend(reading(&found(&snapshot, &base)?, true));
             let rewrite = Rewrite {
                 keys,
                 below: before(lsns.start),
@@ -190,7 +195,7 @@ async fn carry_out(
                 lower,
                 upper: None,
                 cuts,
-                read: reading(&layers, false),
+                read,
             };
             (kind, rewrite, layers)
         }
@@ -341,8 +346,10 @@ impl Rewrite {
         let around = Around { snapshot, below: self.below, sizes: Mutex::default() };
         let first = self.rules.points.first().copied().unwrap_or(Lsn::INVALID);
         let mut images = Images::new(&self.keys, first, self.rules.above);
-        let mut delta_cutter = Cutter::new(self.cuts.clone(), policy.layer_bytes);
-        let mut image_cutter = Cutter::new(std::mem::take(&mut self.cuts), policy.layer_bytes);
+        let stretches = Stretches::of(&self.read, policy.layer_bytes / STRETCH_PART).await?;
+        let mut delta_cutter = Cutter::new(self.cuts.clone(), policy.layer_bytes, stretches);
+        let mut image_cutter =
+            Cutter::new(std::mem::take(&mut self.cuts), policy.layer_bytes, Stretches::default());
         let mut stream = Stream::new(std::mem::take(&mut self.read), self.keys.clone());
         let rules = self.rules.clone();
         let mut fold: Option<(Key, Fold<'_>)> = None;

@@ -5,6 +5,7 @@ use codec::value::{Change, Value};
 use model::key::KeyKind;
 use model::{Key, KeyRange, LayerName, Lsn, LsnRange, PgTimestamp, SlruKind};
 
+use super::stretch::Stretches;
 use crate::index_keeper::metadata_of;
 use crate::layer_read::Layer;
 use crate::layer_write::{DeltaFile, INDEX_BYTES, ImageFile, LayerStore, WriteLayerError, WrittenLayer};
@@ -45,14 +46,15 @@ pub struct Cutter {
     /// The next one last.
     cuts: Vec<Key>,
     bytes: u64,
+    stretches: Stretches,
     last: Option<Key>,
 }
 
 impl Cutter {
-    /// Always at these keys, and otherwise after about so many bytes, where one relation follows another if it can be.
-    pub fn new(mut cuts: Vec<Key>, bytes: u64) -> Cutter {
+    /// Always at these keys and around these stretches, and otherwise after about so many bytes, where one relation follows another if it can be.
+    pub fn new(mut cuts: Vec<Key>, bytes: u64, stretches: Stretches) -> Cutter {
         cuts.sort_unstable_by_key(|cut| std::cmp::Reverse(*cut));
-        Cutter { cuts, bytes, last: None }
+        Cutter { cuts, bytes, stretches, last: None }
     }
 
     /// Where a piece that has grown so much ends before `key`, if it does.
@@ -63,10 +65,11 @@ impl Cutter {
         }
         let relation = |key: Key| (key.field1, key.field2, key.field3, key.field4);
         let is_other = self.last.is_some_and(|last| relation(last) != relation(key));
+        let is_apart = self.last.is_some_and(|last| self.stretches.part(last, key));
         self.last = Some(key);
         let is_full = grown.reached(self.bytes + self.bytes / 2, INDEX_BYTES)
             || (is_other && grown.reached(self.bytes, INDEX_BYTES / 2));
-        crossed.or(is_full.then_some(key))
+        crossed.or((is_full || is_apart).then_some(key))
     }
 }
 
