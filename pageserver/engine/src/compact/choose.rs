@@ -196,15 +196,17 @@ pub(super) fn choose_among(
 
 /// What readers may have to visit at most: L0s, the deepest stack of deltas, and its image.
 pub fn depth(view: &View, policy: &CompactionPolicy) -> usize {
-    let stack = shelves(&view.rest, policy.shelf_bytes).iter().map(|shelf| stack_height(shelf) + 1).max();
+    let shelves = shelves(&view.rest, policy.shelf_bytes);
+    let stack = shelves.iter().map(|shelf| stack_height(shelf, view.is_branch) + 1).max();
     view.l0.len() + stack.unwrap_or(0)
 }
 
 /// How many L0s there may be, so that reads stay as shallow as is promised though a stack is too high. Never fewer than are merged: then there would be no
 /// more of them, also where a stack cannot be made lower.
-pub(super) fn l0_room(shelves: &[Shelf], policy: &CompactionPolicy) -> usize {
+pub(super) fn l0_room(shelves: &[Shelf], is_branch: bool, policy: &CompactionPolicy) -> usize {
     let may_be_high = |shelf: &&Shelf| shelf.layers.len() > policy.max_deltas;
-    let stack = shelves.iter().filter(may_be_high).map(stack_height).max().unwrap_or(0);
+    let height = |shelf| stack_height(shelf, is_branch);
+    let stack = shelves.iter().filter(may_be_high).map(height).max().unwrap_or(0);
     policy.l0_limit.saturating_sub(stack.saturating_sub(policy.max_deltas)).max(policy.l0_merge)
 }
 
@@ -252,8 +254,8 @@ fn merge_l0(view: &View, policy: &CompactionPolicy, cuts: Vec<Key>) -> Choice {
     Choice::Merge { inputs: names(&inputs), base: Vec::new(), keys: Key::ALL, lsns, cuts }
 }
 
-/// The most deltas that stand above the newest image of any key.
-pub(super) fn stack_height(shelf: &Shelf) -> usize {
+/// The most deltas that stand above the newest image of any key. Where there is none, and none in an ancestor, the lowest delta stands for it.
+pub(super) fn stack_height(shelf: &Shelf, is_branch: bool) -> usize {
     let deltas = shelf.deltas();
     let mut edges: Vec<Key> = shelf.layers.iter().map(|layer| layer.name.keys().start).collect();
     edges.sort_unstable();
@@ -266,7 +268,8 @@ pub(super) fn stack_height(shelf: &Shelf) -> usize {
             .map(|layer| layer.name.lsns().start)
             .max();
         let above = |layer: &&&LayerFacts| image.is_none_or(|image| layer.name.lsns().end.0 > image.0 + 1);
-        deltas.iter().filter(above).filter(|layer| layer.name.keys().contains(&key)).count()
+        let there = deltas.iter().filter(above).filter(|layer| layer.name.keys().contains(&key)).count();
+        there.saturating_sub(usize::from(image.is_none() && !is_branch))
     };
     // Heights only change where a layer begins or ends, and are highest at a beginning.
     edges.into_iter().map(height).max().unwrap_or(0)
@@ -295,7 +298,7 @@ fn flatten(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key]) 
         .copied()
         .filter(|layer| oldest_image.is_none_or(|image| layer.name.lsns().end.0 > image.0 + 1))
         .collect();
-    let height = if may_be_high { stack_height(shelf) } else { above.len() };
+    let height = if may_be_high { stack_height(shelf, view.is_branch) } else { above.len() };
     let is_high = height > policy.max_deltas;
     let urgency = if is_high { URGENT + height as f64 } else { 0.0 };
     let reads: u64 = above.iter().map(|layer| u64::from(layer.heat)).sum::<u64>() * policy.read_weight;
@@ -671,6 +674,24 @@ mod tests {
     }
 
     #[test]
+    fn where_there_is_no_image_the_lowest_delta_stands_for_it_unless_an_ancestor_has_more() {
+        let stack =
+            |count: u64| (0..count).map(|n| delta(0..9, 11 + n * 10..21 + n * 10, 90 - n * 10)).collect();
+        let inputs = |count, is_branch| {
+            let view = View { is_branch, ..view(vec![], stack(count), 10, &[]) };
+            match choose(&view, &policy(), &[]) {
+                Choice::Merge { inputs, .. } => (inputs.len(), depth(&view, &policy())),
+                Choice::Rest => (0, depth(&view, &policy())),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(inputs(4, false), (0, 4));
+        assert_eq!(inputs(5, false), (5, 5));
+        assert_eq!(inputs(3, true), (0, 4));
+        assert_eq!(inputs(4, true), (4, 5));
+    }
+
+    #[test]
     fn what_shares_its_keys_with_no_other_stays_and_what_is_written_is_cut_around_it() {
         // Each load brings pages of its own, and some of what lies before all of them and behind.
         let loads = (0..5).flat_map(|n| {
@@ -802,7 +823,7 @@ mod tests {
         let room = |count: u64| {
             let stack = (0..count).map(|n| delta(0..9, 11 + n * 10..21 + n * 10, 5)).collect();
             let policy = policy();
-            l0_room(&shelves(&[base(), stack].concat(), policy.shelf_bytes), &policy)
+            l0_room(&shelves(&[base(), stack].concat(), policy.shelf_bytes), false, &policy)
         };
         assert_eq!([0, 3, 4, 9].map(room), [4, 4, 3, 3]);
     }

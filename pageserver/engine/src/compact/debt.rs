@@ -22,7 +22,7 @@ pub struct Debt {
 pub fn debt(view: &View, policy: &CompactionPolicy) -> Debt {
     let mut debt = Debt { merge_bytes: total(&view.l0), deepest: depth(view, policy), garbage_bytes: 0 };
     for shelf in shelves(&view.rest, policy.shelf_bytes) {
-        if stack_height(&shelf) > policy.max_deltas {
+        if stack_height(&shelf, view.is_branch) > policy.max_deltas {
             debt.merge_bytes += total(shelf.deltas());
         }
         if let Some(split) = split_at(&shelf, view.retention.cutoff) {

@@ -145,7 +145,7 @@ pub async fn compact_once(
     }
     let shelves = shelves(&view.rest, policy.shelf_bytes);
     let choice = choose_among(&shelves, &view, policy, &avoid.keys);
-    timeline.note_l0_room(l0_room(&shelves, policy));
+    timeline.note_l0_room(l0_room(&shelves, view.is_branch, policy));
     drop(shelves);
     let keys = match &choice {
         Choice::Rest => return Ok(None),
