@@ -256,11 +256,16 @@ fn merge_l0(view: &View, policy: &CompactionPolicy, cuts: Vec<Key>) -> Choice {
 
 /// The most deltas that stand above the newest image of any key. Where there is none, and none in an ancestor, the lowest delta stands for it.
 pub(super) fn stack_height(shelf: &Shelf, is_branch: bool) -> usize {
+    heights(shelf, is_branch).map(|(_, height)| height).max().unwrap_or(0)
+}
+
+/// How high stacks are at keys where layers begin: heights only change where one begins or ends, and are highest at a beginning.
+fn heights(shelf: &Shelf, is_branch: bool) -> impl Iterator<Item = (Key, usize)> {
     let deltas = shelf.deltas();
     let mut edges: Vec<Key> = shelf.layers.iter().map(|layer| layer.name.keys().start).collect();
     edges.sort_unstable();
     edges.dedup();
-    let height = |key: Key| {
+    edges.into_iter().map(move |key| {
         let image = shelf
             .layers
             .iter()
@@ -269,10 +274,8 @@ pub(super) fn stack_height(shelf: &Shelf, is_branch: bool) -> usize {
             .max();
         let above = |layer: &&&LayerFacts| image.is_none_or(|image| layer.name.lsns().end.0 > image.0 + 1);
         let there = deltas.iter().filter(above).filter(|layer| layer.name.keys().contains(&key)).count();
-        there.saturating_sub(usize::from(image.is_none() && !is_branch))
-    };
-    // Heights only change where a layer begins or ends, and are highest at a beginning.
-    edges.into_iter().map(height).max().unwrap_or(0)
+        (key, there.saturating_sub(usize::from(image.is_none() && !is_branch)))
+    })
 }
 
 type Job = (f64, Choice);
@@ -313,20 +316,37 @@ fn flatten(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key]) 
             Choice::Image { inputs: names(&inputs), keys: shelf.keys.clone(), at, cuts: cuts.to_vec() };
         return Some((urgency, image));
     }
-    if is_high { Some((urgency, merge(shelf, &above, view.retention.cutoff, cuts)?)) } else { None }
+    if is_high { Some((urgency, merge(shelf, &above, view, policy, cuts)?)) } else { None }
 }
 
-/// Merges the newest deltas of like size: each step at most what is above it, but two at least. So a byte is seldom merged with many fewer others. What
-/// shares its keys with no other stays as it is.
+/// Merges the newest deltas of like size: each step at most what is above it, but two at least. So a byte is seldom merged with many fewer others. The lowest
+/// deltas of all keys are one step: many of them may lie side by side below a few that cover as much. What stands nowhere where a stack is as high as may be
+/// stays as it is.
 ///
 /// What was trimmed is not merged with what is above the cutoff: that would be garbage again, to be cut in two once more.
-fn merge<'a>(shelf: &'a Shelf, above: &[&'a LayerFacts], cutoff: Lsn, cuts: &[Key]) -> Option<Choice> {
-    let shares = |layer: &&LayerFacts| {
-        above.iter().any(|other| other.name != layer.name && !is_apart(other.name.keys(), layer.name.keys()))
+fn merge<'a>(
+    shelf: &'a Shelf,
+    above: &[&'a LayerFacts],
+    view: &View,
+    policy: &CompactionPolicy,
+    cuts: &[Key],
+) -> Option<Choice> {
+    let high = heights(shelf, view.is_branch).filter(|(_, height)| *height >= policy.max_deltas);
+    let high: Vec<Key> = high.map(|(key, _)| key).collect();
+    let stands_high = |layer: &&LayerFacts| high.iter().any(|key| layer.name.keys().contains(key));
+    let is_above = |layer: &LayerFacts, other: &LayerFacts| {
+        other.name.lsns().end <= layer.name.lsns().start && !is_apart(other.name.keys(), layer.name.keys())
     };
-    let steps = steps(&above.iter().copied().filter(shares).collect::<Vec<_>>());
-    let is_settled =
-        |layer: &&LayerFacts| layer.trimmed_for.is_some() && layer.name.lsns().end.0 <= cutoff.0 + 1;
+    let (upper, lowest): (Vec<&LayerFacts>, Vec<&LayerFacts>) = above
+        .iter()
+        .copied()
+        .filter(stands_high)
+        .partition(|layer| above.iter().any(|other| is_above(layer, other)));
+    let mut steps = steps(&upper);
+    steps.extend((!lowest.is_empty()).then_some(lowest));
+    let is_settled = |layer: &&LayerFacts| {
+        layer.trimmed_for.is_some() && layer.name.lsns().end.0 <= view.retention.cutoff.0 + 1
+    };
     let settled = steps.iter().position(|step| step.iter().any(is_settled)).unwrap_or(steps.len());
     let chosen = of_like_size(&steps[..settled]).or_else(|| of_like_size(&steps[settled..]))?;
     with_what_lies_among(shelf, chosen, cuts)
@@ -689,6 +709,23 @@ mod tests {
         assert_eq!(inputs(5, false), (5, 5));
         assert_eq!(inputs(3, true), (0, 4));
         assert_eq!(inputs(4, true), (4, 5));
+    }
+
+    #[test]
+    fn what_was_loaded_side_by_side_is_not_merged_with_less_that_covers_all_of_it() {
+        let wide = (0..4).map(|n| delta(0..20, 41 + n * 10..51 + n * 10, 50));
+        let loaded = [delta(0..4, 11..21, 90), delta(4..9, 21..31, 90), delta(9..20, 31..41, 90)];
+        let inputs = |low: &[LayerFacts]| {
+            let rest = low.iter().cloned().chain(wide.clone()).collect();
+            let policy = CompactionPolicy { shelf_bytes: 1_000, ..policy() };
+            match choose(&view(vec![], rest, 10, &[]), &policy, &[]) {
+                Choice::Merge { inputs, .. } => inputs.len(),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(inputs(&loaded), 4);
+        let smaller = loaded.map(|layer| LayerFacts { size: 60, ..layer });
+        assert_eq!(inputs(&smaller), 7);
     }
 
     #[test]
