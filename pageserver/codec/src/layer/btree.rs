@@ -294,6 +294,9 @@ struct Promise<const L: usize> {
     below: Option<[u8; L]>,
 }
 
+/// A node, and the key that all of its keys are below.
+type Wanted<'a, const L: usize> = (Node<'a, L>, Option<[u8; L]>);
+
 /// One entry that a scan came by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Found<const L: usize> {
@@ -353,11 +356,7 @@ impl<const L: usize> TreeScan<L> {
         block: &Block,
         mut visit: impl FnMut(Found<L>) -> ControlFlow<()>,
     ) -> Result<(), ReadLayerError> {
-        let Some(Pending { block: number, promised }) = self.pending.pop() else { return Ok(()) };
-        let at = u64::from(self.index_start_block + number) * BLOCK_BYTES;
-        let node = Node::<L>::parse(block, at)?;
-        check_promise(&node, promised.as_ref())?;
-        let below = promised.and_then(|promised| promised.below);
+        let Some((node, below)) = self.take(block)? else { return Ok(()) };
         if node.level > 0 {
             return self.descend(&node, below);
         }
@@ -390,18 +389,24 @@ impl<const L: usize> TreeScan<L> {
         block: &Block,
         visit: impl FnMut([u8; L]),
     ) -> Result<(), ReadLayerError> {
-        let Some(Pending { block: number, promised }) = self.pending.pop() else { return Ok(()) };
-        let at = u64::from(self.index_start_block + number) * BLOCK_BYTES;
-        let node = Node::<L>::parse(block, at)?;
-        check_promise(&node, promised.as_ref())?;
+        let Some((node, below)) = self.take(block)? else { return Ok(()) };
         if node.level > 1 {
-            return self.descend(&node, promised.and_then(|promised| promised.below));
+            return self.descend(&node, below);
         }
         check_order(&node, 0..node.entries)?;
         // A tree of one leaf has nothing above it.
         let leaves = if node.level == 1 { node.entries } else { 1 };
         (0..leaves).map(|slot| node.key(slot)).for_each(visit);
         Ok(())
+    }
+
+    /// The node that was wanted, once it is what was promised of it, and the key that all of its are below. Nothing at the end.
+    fn take<'a>(&mut self, block: &'a Block) -> Result<Option<Wanted<'a, L>>, ReadLayerError> {
+        let Some(Pending { block: number, promised }) = self.pending.pop() else { return Ok(None) };
+        let at = u64::from(self.index_start_block + number) * BLOCK_BYTES;
+        let node = Node::<L>::parse(block, at)?;
+        check_promise(&node, promised.as_ref())?;
+        Ok(Some((node, promised.and_then(|promised| promised.below))))
     }
 
     /// Notes the children that can hold keys of the range.

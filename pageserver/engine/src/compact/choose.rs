@@ -399,11 +399,11 @@ fn with_what_lies_among<'a>(
             .partition(|layer| inputs.iter().any(|input| !is_apart(input.name.keys(), layer.name.keys())));
         if joins.is_empty() {
             // Of what an image says, older deltas may be gone.
-            let has_images = |layer: &&LayerFacts| {
+            let is_within = |layer: &&LayerFacts| {
                 let name = &layer.name;
                 !name.is_delta() && lsns.contains(&name.lsns().start) && !is_apart(name.keys(), &keys)
             };
-            let base: Vec<&LayerFacts> = shelf.layers.iter().filter(has_images).collect();
+            let base: Vec<&LayerFacts> = shelf.layers.iter().filter(is_within).collect();
             let around = beside.iter().flat_map(|layer| [layer.name.keys().start, layer.name.keys().end]);
             let cuts = cuts.iter().copied().chain(around).collect();
             return Some(Choice::Merge { inputs: names(&inputs), base: names(&base), keys, lsns, cuts });
