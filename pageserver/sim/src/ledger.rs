@@ -79,8 +79,8 @@ pub struct Name {
 pub struct Seen {
     /// What it hangs on.
     pub ancestor: Option<TimelineId>,
-    /// Whether it is in the bucket only.
-    pub archived: bool,
+    /// Whether it is in the bucket only. Not sure as long as only the index of an earlier owner says so, which that one may still have asked to change.
+    pub archived: Sure,
 }
 
 /// A timeline that was asked for.
@@ -218,7 +218,7 @@ impl Ledger {
         for number in 0..lines.len() {
             let Some(seen) = seen.get(&lines[number].id) else { continue };
             if lines[number].archived == Sure::Maybe {
-                lines[number].archived = if seen.archived { Sure::Yes } else { Sure::No };
+                lines[number].archived = seen.archived;
             }
             if lines[number].unsettled {
                 match seen.ancestor {

@@ -12,6 +12,7 @@ use engine::claim::{ClaimedBy, ValidateError};
 use engine::collect::KeepHistory;
 use engine::compact::CompactionPolicy;
 use engine::heatmap::{HeatMapPolicy, HeatMaps};
+use engine::object_path::ObjectPath;
 use engine::ports::Bucket;
 use engine::tenant::{AttachAs, Maintenance, Mode, Phase, Tenant, Tenants, TimelineView};
 use engine::timeline::{Timeline, TimelinePolicy};
@@ -25,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::dice::Dice;
 use crate::disk::{Machine, SimDisk};
 use crate::ledger::{Ledger, Seen, Sure, shard};
-use crate::world::{Planted, ProcessId, SimBucket, SimClock, World};
+use crate::world::{Planted, ProcessId, SimBucket, SimClock, World, now};
 
 /// What all processes of a run go by.
 #[derive(Clone, Debug)]
@@ -321,15 +322,21 @@ impl Process {
 
     /// How the timelines are that it has.
     pub fn seen(&self) -> BTreeMap<TimelineId, Seen> {
-        let views = self.tenant().map(|tenant| tenant.views()).unwrap_or_default();
-        let seen = views.into_iter().filter_map(|(id, view)| match view {
+        let Some(tenant) = self.tenant() else { return BTreeMap::new() };
+        let generation = Some(tenant.claim().generation());
+        let has_index = |timeline| {
+            let path = ObjectPath::Index { tenant: shard(), timeline, generation }.to_string();
+            now(self.world.store().get(&path, None)).is_ok()
+        };
+        let seen = tenant.views().into_iter().filter_map(|(id, view)| match view {
             TimelineView::Open(open) => {
                 let ancestor = open.ancestor().map(|(ancestor, _)| ancestor);
-                Some((id, Seen { ancestor, archived: false }))
+                Some((id, Seen { ancestor, archived: Sure::No }))
             }
             TimelineView::Archived(archived) => {
                 let ancestor = archived.ancestor.map(|(ancestor, _)| ancestor);
-                Some((id, Seen { ancestor, archived: true }))
+                let archived = if has_index(id) { Sure::Yes } else { Sure::Maybe };
+                Some((id, Seen { ancestor, archived }))
             }
             _ => None,
         });

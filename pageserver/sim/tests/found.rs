@@ -293,3 +293,35 @@ fn siblings_of_a_branch_of_unknown_place_may_be_moved_by_its_detachment() {
         ",
     );
 }
+
+/// An owner that had put nothing said again that line 0 is archived, and then the put of the owner before it came, by which it was open.
+#[test]
+fn an_archiving_that_a_later_owner_promises_again_stands() {
+    holds(
+        "
+         seed 19166
+         +7 write 0 8 3060783913
+         +0 detach 5
+         +1968 archive 0
+         +1812 unarchive 2
+         +0 take-over
+         +300 archive 0
+         +4000 restart
+        ",
+    );
+}
+
+/// The model took the word of an owner that went by the index of the owner before it, whose last put was still on its way.
+#[test]
+fn what_an_owner_has_not_put_itself_may_still_change() {
+    holds(
+        "
+         seed 19166
+         +7 write 0 8 3060783913
+         +0 detach 5
+         +1968 archive 0
+         +1812 unarchive 2
+         +0 take-over
+        ",
+    );
+}

@@ -18,7 +18,9 @@ use super::{ChangeError, Mode, NotFound, Tenant, Tenants};
 use crate::error_story::error_story;
 use crate::index_keeper::IndexKeeper;
 use crate::retention::Wishes;
-use crate::timeline::{Timeline, open};
+use crate::stored_wal::list_wal;
+use crate::timeline::{OpenError, Timeline, open};
+use crate::wal_run::contiguous_run;
 
 /// What is known of an archived timeline without its index.
 #[derive(Clone, Debug, Serialize)]
@@ -170,18 +172,16 @@ impl Tenants {
     }
 
     /// Notes what became of an archived timeline once nobody changes it any more, and in its index that its slot is gone, so that nobody looks for
-    /// that again. Only in an index of our own: one of an owner before us counts as it is, with the WAL objects of its generation.
+    /// that again.
     async fn note_left(
         &self,
         tenant: &Tenant,
         timeline: TimelineId,
         slot_is_gone: bool,
     ) -> Result<(), ChangeError> {
-        let found = tenant.index_store.find(timeline).await?.ok_or(NotFound::Timeline(timeline))?;
-        let is_own = found.generation == Some(tenant.claim().generation());
-        let mut archived = ArchivedTimeline::of(timeline, &found.index);
-        if slot_is_gone && is_own && archived.as_ref().is_some_and(|archived| archived.left.is_some()) {
-            let index = IndexKeeper::new(tenant.claim().clone(), timeline, found);
+        let index = self.archived_index(tenant, timeline).await?;
+        let archived = ArchivedTimeline::of(timeline, &*index.part().await);
+        if slot_is_gone && archived.is_some_and(|archived| archived.left.is_some()) {
             index
                 .update(|part| {
                     if let Some(why) = part.palimpsest.as_mut().and_then(|ours| ours.archived.as_mut()) {
@@ -189,12 +189,50 @@ impl Tenants {
                     }
                 })
                 .await?;
-            archived = ArchivedTimeline::of(timeline, &*index.part().await);
         }
-        if let Some(archived) = archived {
+        if let Some(archived) = ArchivedTimeline::of(timeline, &*index.part().await) {
             tenant.set(timeline, Slot::Archived(Arc::new(archived)));
         }
         Ok(())
+    }
+
+    /// The index of an archived timeline as our own: that of an earlier owner could still be changed by what it sent before it was superseded, so it is no
+    /// ground to promise anything on.
+    async fn archived_index(
+        &self,
+        tenant: &Tenant,
+        timeline: TimelineId,
+    ) -> Result<IndexKeeper, ChangeError> {
+        let found = tenant.index_store.find(timeline).await?.ok_or(NotFound::Timeline(timeline))?;
+        if found.index.deleted_at.is_some() {
+            tenant.set(timeline, Slot::Deleting);
+            return Err(ChangeError::Buried(timeline));
+        }
+        let is_own = found.generation == Some(tenant.claim().generation());
+        let index = IndexKeeper::new(tenant.claim().clone(), timeline, found);
+        if !is_own {
+            self.inherit_wal(tenant, timeline, &index).await?;
+            // That it was opened again may have come late.
+            if !index.part().await.is_archived() {
+                index.update(|part| part.archive(tenant.claim().now())).await?;
+            }
+            tenant.claim().validate().await?;
+        }
+        Ok(index)
+    }
+
+    /// Makes the index of a timeline that is not open this owner's own: it names the WAL that counts beside layers.
+    pub(super) async fn inherit_wal(
+        &self,
+        tenant: &Tenant,
+        timeline: TimelineId,
+        index: &IndexKeeper,
+    ) -> Result<(), ChangeError> {
+        let wal = index.wal_history().await?;
+        let end = index.part().await.disk_consistent_lsn();
+        let all = list_wal(&**self.bucket(), tenant.shard(), timeline).await?;
+        let run = contiguous_run(&wal, all, end).map_err(OpenError::from)?;
+        Ok(index.inherit(&run).await?)
     }
 
     /// Opens an archived timeline again; refused while its ancestor is archived. One that is open already stays as it is.

@@ -24,9 +24,7 @@ use crate::layer_read::Layer;
 use crate::layer_write::LayerStore;
 use crate::read::Ancestor;
 use crate::retention::Retention;
-use crate::stored_wal::list_wal;
 use crate::timeline::{Rebase, Timeline};
-use crate::wal_run::contiguous_run;
 
 /// How often, and how long apart, an ancestor's layers and its index are looked at until they are of one moment.
 const LOOKS: usize = 100;
@@ -192,11 +190,7 @@ impl Tenants {
             return Ok(());
         }
         let index = IndexKeeper::new(tenant.claim().clone(), timeline, found);
-        let wal = index.wal_history().await?;
-        let end = index.part().await.disk_consistent_lsn();
-        let all = list_wal(&**self.bucket(), tenant.shard(), timeline).await?;
-        let run = contiguous_run(&wal, all, end).map_err(crate::timeline::OpenError::from)?;
-        index.inherit(&run).await?;
+        self.inherit_wal(tenant, timeline, &index).await?;
         index
             .update(|part| {
                 part.update_metadata(|metadata| metadata.ancestor_timeline = Some(to));
