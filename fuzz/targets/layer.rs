@@ -1,7 +1,7 @@
 //! Layer files: any bytes; files of our own writer, of both kinds, in which bytes were changed; the same with checksums, which must notice.
 #![no_main]
 
-use codec::layer::{Checksums, DeltaWriter, ImageWriter, LayerFile};
+use codec::layer::{Checksums, DeltaOutline, DeltaWriter, ImageWriter, LayerFile};
 use fuzz::Input;
 use libfuzzer_sys::fuzz_target;
 use model::{BLOCK_SIZE, Key, LayerName, Lsn, TenantId, TimelineId};
@@ -15,6 +15,20 @@ fn read(bytes: &[u8], keys: &[Key]) {
         let _ = file.changes(*key, &(Lsn(0)..Lsn::MAX));
     }
     let _ = file.verify();
+    outline(&file);
+}
+
+/// Walks the inner nodes of an index, as of a delta; none of them twice, whatever they say.
+fn outline(file: &LayerFile<'_>) {
+    let (mut outline, mut found, mut fed) = (DeltaOutline::new(file.layout()), Vec::new(), 0);
+    while let Some(block) = outline.wants() {
+        let Ok(block) = file.block(block) else { return };
+        if outline.feed(block, &mut found).is_err() {
+            return;
+        }
+        fed += 1;
+        assert!(fed <= file.layout().blocks(), "a block was wanted twice");
+    }
 }
 
 /// A file of the entries that the input tells, and its keys.
