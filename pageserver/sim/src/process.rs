@@ -477,11 +477,11 @@ impl Process {
         }
     }
 
-    /// The source asks for an answer now.
+    /// The source asks for an answer now, if this process follows it.
     pub async fn seal(&self, line: usize) {
         let Some(tenant) = self.tenant() else { return };
-        let id = self.ledger.lines()[line].id;
-        let Ok(timeline) = tenant.timeline(id) else { return };
+        let followed = self.followed.lock().expect("no holder panics").get(&line).cloned();
+        let Some(timeline) = followed else { return };
         if let Ok(lsn) = timeline.seal_now().await
             && self.is_alive()
             && self.world.reaches_source(self.id)

@@ -325,3 +325,36 @@ fn what_an_owner_has_not_put_itself_may_still_change() {
         ",
     );
 }
+
+/// An owner that was held up put the tombstone of line 2 between the list of tombstones and the look at the index by the next one, where it was broken then.
+#[test]
+fn what_is_deleted_while_a_tenant_is_opened_is_not_there() {
+    holds(
+        "
+         seed 32241
+         +47 fault any lose-answer 0
+         +7 branch 1 tip 0
+         +23 branch 4 time 186
+         +391 seal 1
+         +3 delete 5
+         +5 branch 0 tip 0
+         +68 outage 25 refusing
+         +103 write 5 2 1567476120
+         +9 pause 4026
+         +1743 take-over
+        ",
+    );
+}
+
+/// In the model a source that was not followed yet, and did not even exist, asked what of its WAL is safe.
+#[test]
+fn only_who_is_followed_asks_what_is_safe() {
+    holds(
+        "
+         seed 48593
+         +3001 crash 4 71
+         +1 branch 2 lsn 648
+         +1080 seal 1
+        ",
+    );
+}
