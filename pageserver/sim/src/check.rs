@@ -541,8 +541,8 @@ fn line_is_as_promised(world: &World, lines: &[Line], number: usize, index: &Ind
     }
 }
 
-/// Whether something is there that nothing names, though it was looked for.
-pub fn orphans(world: &World, ledger: &Ledger, own: Generation) {
+/// What is there that nothing names at this moment.
+pub fn unnamed(world: &World, ledger: &Ledger, own: Generation) -> BTreeSet<String> {
     let paths = objects(world);
     let mut named: BTreeSet<String> = BTreeSet::new();
     let mut lines: BTreeSet<TimelineId> = BTreeSet::new();
@@ -565,15 +565,14 @@ pub fn orphans(world: &World, ledger: &Ledger, own: Generation) {
             ));
         }
     }
-    for path in &paths {
+    let is_unnamed = |path: &String| {
         let timeline = match path.parse() {
             Ok(ObjectPath::Layer { timeline, .. }) => timeline,
             Ok(ObjectPath::Wal { timeline, generation, .. }) if generation != own => timeline,
-            _ => continue,
+            _ => return false,
         };
         // Of one whose deletion was begun, what remains goes when it is asked for again.
-        if lines.contains(&timeline) && !named.contains(path) {
-            world.violate(|| format!("{path} is there, and nothing names it"));
-        }
-    }
+        lines.contains(&timeline) && !named.contains(path)
+    };
+    paths.iter().filter(|path| is_unnamed(path)).cloned().collect()
 }

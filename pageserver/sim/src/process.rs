@@ -219,6 +219,13 @@ impl Process {
         }
     }
 
+    /// Waits until it is not alive any more.
+    pub async fn gone(&self) {
+        while self.is_alive() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
     /// Whether it is alive.
     pub fn is_alive(&self) -> bool {
         self.world.is_alive(self.id)

@@ -9,7 +9,7 @@ use engine::import::LayerOut as _;
 use engine::import_session::{ImportPlan, ImportedBase};
 use engine::tenant::{ChangeError, Mode};
 use engine::timeline::Timeline;
-use model::{Key, Lsn, PgMajor, Tli, WalSegmentSize};
+use model::{Generation, Key, Lsn, PgMajor, Tli, WalSegmentSize};
 use tokio::time::Instant;
 
 use crate::asks::Reading;
@@ -346,7 +346,12 @@ impl Run {
         self.world.heal();
         let deadline = Instant::now() + PATIENCE;
         let Some(process) = self.settled(deadline).await else { return };
-        self.check_all(&process, 2).await;
+        // It may have been told to end, or to crash, just before: then it is not asked further.
+        tokio::select! {
+            biased; // a seed is the same run each time
+            () = self.check_all(&process, 2) => {}
+            () = process.gone() => {}
+        }
     }
 
     /// The newest process, once it has the tenant and all that its sources have.
@@ -546,6 +551,19 @@ impl Run {
         }
     }
 
+    /// What a job has just put, or just taken out of an index, is named by nothing, but not for long.
+    async fn all_is_named(&self, own: Generation) {
+        let before = check::unnamed(&self.world, &self.ledger, own);
+        if before.is_empty() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_mins(1)).await;
+        let after = check::unnamed(&self.world, &self.ledger, own);
+        if let Some(path) = before.intersection(&after).next() {
+            self.world.violate(|| format!("{path} is there, and nothing names it"));
+        }
+    }
+
     /// What nothing names goes; all that stays is named.
     async fn leave_nothing_behind(&self, process: &Arc<Process>) {
         tokio::time::sleep(Duration::from_mins(10)).await;
@@ -561,7 +579,7 @@ impl Run {
             }
         }
         tokio::time::sleep(Duration::from_mins(1)).await;
-        check::orphans(&self.world, &self.ledger, tenant.claim().generation());
+        self.all_is_named(tenant.claim().generation()).await;
         self.check_all(process, 1).await;
     }
 }

@@ -358,3 +358,52 @@ fn only_who_is_followed_asks_what_is_safe() {
         ",
     );
 }
+
+/// In the model a process that was told to end at that very moment was looked at, and what it was asked then had no answer for ever.
+#[test]
+fn who_ends_is_not_asked_further() {
+    holds(
+        "
+         seed 60984
+         +54 branch 4 time 450
+         +438 write 6 1 3341687766
+         +1766959 write 1 61 2292642718
+         +11214 cut-off 2163
+         +441 branch 2 time 842
+         +671 fault put-index fail 0
+         +13709 seal 4
+         +21731 checkpoint 4
+         +48 restart
+         +4963 read 7 11 3288053542
+         +3734 write 6 1 786533445
+         +863 write 5 15 1655899644
+         +2450 write 1 1 3559613972
+         +13 write 7 11 2946561768
+         +0 quiet
+         +7492 delete 4
+         +7 cut-off 9238
+         +16 read 7 1 3304782993
+         +95 restart
+        ",
+    );
+}
+
+/// The clock made history old just when the model looked for what nothing names: a job had put its layers, and its index not yet.
+#[test]
+fn what_a_job_has_just_put_is_no_orphan() {
+    holds(
+        "
+         seed 72682
+         +0 crash 27 0
+         +242 clock -86400
+         +12 crash 0 218
+         +845 crash 11 332
+         +8 clock 3600
+         +13335243 write 6 5 917011213
+         +219 lease 6 204 0
+         +49784994 crash 8 5358
+         +28109097 checkpoint 6
+         +7 write 0 42 51965060
+        ",
+    );
+}
