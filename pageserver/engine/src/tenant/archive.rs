@@ -17,6 +17,7 @@ use super::slots::Slot;
 use super::{ChangeError, Mode, NotFound, Tenant, Tenants};
 use crate::error_story::error_story;
 use crate::index_keeper::IndexKeeper;
+use crate::index_store::FoundIndex;
 use crate::retention::Wishes;
 use crate::stored_wal::list_wal;
 use crate::timeline::{OpenError, Timeline, open};
@@ -203,11 +204,7 @@ impl Tenants {
         tenant: &Tenant,
         timeline: TimelineId,
     ) -> Result<IndexKeeper, ChangeError> {
-        let found = tenant.index_store.find(timeline).await?.ok_or(NotFound::Timeline(timeline))?;
-        if found.index.deleted_at.is_some() {
-            tenant.set(timeline, Slot::Deleting);
-            return Err(ChangeError::Buried(timeline));
-        }
+        let found = find_archived(tenant, timeline).await?;
         let is_own = found.generation == Some(tenant.claim().generation());
         let index = IndexKeeper::new(tenant.claim().clone(), timeline, found);
         if !is_own {
@@ -250,11 +247,7 @@ impl Tenants {
         }
         // It may have been archived just now.
         tenant.end_running(timeline, true).await?;
-        let mut found = tenant.index_store.find(timeline).await?.ok_or(NotFound::Timeline(timeline))?;
-        if found.index.deleted_at.is_some() {
-            tenant.set(timeline, Slot::Deleting);
-            return Err(ChangeError::Buried(timeline));
-        }
+        let mut found = find_archived(&tenant, timeline).await?;
         let parent = match found.index.metadata().ancestor_timeline {
             None => None,
             Some(ancestor) => match tenant.timeline(ancestor) {
@@ -301,4 +294,14 @@ impl Tenants {
             warn!(tenant = %tenant.shard(), "the manifest is not as it should be: {}", error_story(&error));
         }
     }
+}
+
+/// The index of an archived timeline that is not being deleted.
+async fn find_archived(tenant: &Tenant, timeline: TimelineId) -> Result<FoundIndex, ChangeError> {
+    let found = tenant.index_store.find(timeline).await?.ok_or(NotFound::Timeline(timeline))?;
+    if found.index.deleted_at.is_some() {
+        tenant.set(timeline, Slot::Deleting);
+        return Err(ChangeError::Buried(timeline));
+    }
+    Ok(found)
 }
