@@ -125,14 +125,11 @@ impl<'a> Fold<'a> {
         around: &impl Surroundings,
         kept: &mut Vec<Kept>,
     ) -> Result<(), ReadError> {
-        let segment = self.rules.points.partition_point(|point| *point < version.lsn);
+        let segment = self.segment_of(version.lsn);
         if segment == self.rules.points.len() && !self.rules.above {
             return Ok(());
         }
-        if segment != self.segment {
-            self.close_segment(around, kept).await?;
-            self.segment = segment;
-        }
+        self.go_to(segment, around, kept).await?;
         match version.value {
             StoredValue::Image(image) => {
                 // The state that the changes so far have led to; or what is left of it, where those changes went before.
@@ -172,15 +169,41 @@ impl<'a> Fold<'a> {
         Ok(())
     }
 
-    /// Takes the value of an image layer that stays where it is: nothing up to it needs to be written.
-    pub fn build_on(&mut self, image: Bytes) {
+    /// Takes the value of an image layer that stays where it is: of its segment nothing up to it needs to be written.
+    pub async fn build_on(
+        &mut self,
+        lsn: Lsn,
+        image: Bytes,
+        around: &impl Surroundings,
+        kept: &mut Vec<Kept>,
+    ) -> Result<(), ReadError> {
+        self.go_to(self.segment_of(lsn), around, kept).await?;
         self.rebase(Some(image));
         self.collapsed = None;
+        Ok(())
     }
 
     /// Ends the history.
     pub async fn finish(mut self, around: &impl Surroundings, kept: &mut Vec<Kept>) -> Result<(), ReadError> {
         self.close_segment(around, kept).await
+    }
+
+    fn segment_of(&self, lsn: Lsn) -> usize {
+        self.rules.points.partition_point(|point| *point < lsn)
+    }
+
+    /// Ends the segment at hand, if another begins.
+    async fn go_to(
+        &mut self,
+        segment: usize,
+        around: &impl Surroundings,
+        kept: &mut Vec<Kept>,
+    ) -> Result<(), ReadError> {
+        if segment != self.segment {
+            self.close_segment(around, kept).await?;
+            self.segment = segment;
+        }
+        Ok(())
     }
 
     fn rebase(&mut self, value: Option<Bytes>) {
@@ -282,6 +305,8 @@ impl<'a> Fold<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
     use codec::page::ZERO_PAGE;
     use model::PgTimestamp;
     use proptest::prelude::*;
@@ -330,12 +355,22 @@ mod tests {
     }
 
     fn fold(rules: &Rules, below: &Below, versions: &[Stored]) -> Vec<Kept> {
+        fold_upon(rules, below, versions, &BTreeSet::new())
+    }
+
+    /// The same where image layers of some LSNs stay.
+    fn fold_upon(rules: &Rules, below: &Below, versions: &[Stored], stay: &BTreeSet<Lsn>) -> Vec<Kept> {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
             let mut kept = Vec::new();
             let mut fold = Fold::new(rules, PG, key());
             for version in versions {
-                fold.take(version.clone(), below, &mut kept).await.unwrap();
+                match &version.value {
+                    StoredValue::Image(image) if stay.contains(&version.lsn) => {
+                        fold.build_on(version.lsn, image.clone(), below, &mut kept).await.unwrap();
+                    }
+                    _ => fold.take(version.clone(), below, &mut kept).await.unwrap(),
+                }
             }
             fold.finish(below, &mut kept).await.unwrap();
             kept
@@ -434,6 +469,8 @@ mod tests {
         Commit(u32),
         Zero,
         Image,
+        /// An image layer that stays.
+        Stays,
     }
 
     fn any_step() -> impl Strategy<Value = (u64, Step)> {
@@ -441,6 +478,7 @@ mod tests {
             12 => (0u32..500).prop_map(Step::Commit),
             1 => Just(Step::Zero),
             1 => Just(Step::Image),
+            1 => Just(Step::Stays),
         ];
         (1u64..4, step)
     }
@@ -457,6 +495,8 @@ mod tests {
             let mut lsn = 0;
             let mut stored: Vec<Stored> = Vec::new();
             let mut truth: Vec<(Lsn, bool, Bytes)> = Vec::new();
+            let mut stay: BTreeMap<Lsn, Bytes> = BTreeMap::new();
+            let first = points.first().copied().unwrap_or(0);
             for (gap, step) in steps {
                 // Without a base a page begins with a version that needs none.
                 let step = if base.is_none() && truth.is_empty() { Step::Zero } else { step };
@@ -464,10 +504,15 @@ mod tests {
                 let version = match step {
                     Step::Commit(xid) => committed(lsn, xid),
                     Step::Zero => zeroed(lsn),
-                    Step::Image => {
+                    Step::Image | Step::Stays => {
                         // An image layer between two changes: no version of its own.
                         let Some(value) = state(base.as_ref(), &truth, Lsn(lsn)) else { continue };
-                        let value = StoredValue::Image(value.into());
+                        let value = Bytes::from(value);
+                        // What new images take over does not stay.
+                        if matches!(step, Step::Stays) && !(images && lsn <= first) {
+                            stay.insert(Lsn(lsn), value.clone());
+                        }
+                        let value = StoredValue::Image(value);
                         stored.push(Stored { key: key(), lsn: Lsn(lsn), will_init: true, value });
                         continue;
                     }
@@ -479,13 +524,20 @@ mod tests {
             }
             let points: Vec<Lsn> = points.into_iter().map(Lsn).collect();
             let rules = Rules { points: points.clone(), images, above: true, chain };
-            let (image, kept) = as_read(&fold(&rules, &Below(base.clone()), &stored));
+            let names = stay.keys().copied().collect();
+            let (image, kept) = as_read(&fold_upon(&rules, &Below(base.clone()), &stored, &names));
             prop_assert!(kept.is_sorted_by_key(|(lsn, ..)| *lsn));
             let new_base = image.clone().or(base.clone());
             let last = points.last().copied().unwrap_or(Lsn(0));
             let asked = points.iter().copied().chain((last.0..lsn + 9).step_by(8).map(Lsn));
             for at in asked {
-                let (before, after) = (state(base.as_ref(), &truth, at), state(new_base.as_ref(), &kept, at));
+                // A read ends at the newest image layer, and takes nothing from below it.
+                let (upon, above) = match stay.range(..=at).next_back() {
+                    Some((lsn, image)) => (Some(image), *lsn),
+                    None => (new_base.as_ref(), Lsn(0)),
+                };
+                let above = &kept[kept.partition_point(|(lsn, ..)| *lsn <= above)..];
+                let (before, after) = (state(base.as_ref(), &truth, at), state(upon, above, at));
                 prop_assert_eq!(before.map(|page| page[..8192].to_vec()), after.map(|page| page[..8192].to_vec()), "at {}", at);
             }
         }

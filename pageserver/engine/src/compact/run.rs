@@ -391,7 +391,9 @@ impl Rewrite {
             let (_, open) =
                 fold.get_or_insert_with(|| (version.key, Fold::new(&rules, snapshot.pg, version.key)));
             match version.value {
-                StoredValue::Image(image) if is_base => open.build_on(image),
+                StoredValue::Image(image) if is_base => {
+                    open.build_on(version.lsn, image, &around, &mut kept).await?;
+                }
                 _ => open.take(version, &around, &mut kept).await?,
             }
             turn += 1;
