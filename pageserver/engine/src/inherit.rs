@@ -228,9 +228,7 @@ async fn cut(
     bound: Lsn,
 ) -> Result<Written, InheritError> {
     let places = layer.delta_places(bound).await?;
-    if places.is_empty() {
-        return Ok(Written::new());
-    }
+    let Some(lowest) = places.iter().map(|place| place.lsn).min() else { return Ok(Written::new()) };
     let mut delta = store.begin_delta()?;
     let mut commits: Option<(PgTimestamp, PgTimestamp)> = None;
     for place in places {
@@ -243,9 +241,9 @@ async fn cut(
         delta.push(version.key, version.lsn, version.will_init, &version.value)?;
     }
     let whole = layer.name();
-    let name = LayerName::Delta { keys: whole.keys().clone(), lsns: whole.lsns().start..bound.add(1) };
-    // An earlier attempt may have used the name for what the layer was then.
-    let name = store.unused_name(name, false)?;
+    // An earlier attempt may have used a name for what the layer was then.
+    let lsns = whole.lsns().start..bound.add(1);
+    let name = store.unused_delta_name(whole.keys().clone(), lsns, lowest)?;
     let written = store.finish_delta(delta, name.clone(), commits).await?;
     let mut own = metadata_of(&written, store.claim(), commits);
     if let (Some(own), Some(theirs)) = (&mut own.palimpsest, &metadata.palimpsest) {

@@ -7,7 +7,10 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
 use codec::layer::{Checksums, DeltaWriter, FinishedLayer, ImageWriter, Layout};
-use model::{BLOCK_SIZE, Key, LayerName, LayerObjectName, Lsn, PgTimestamp, TenantShardId, TimelineId};
+use model::{
+    BLOCK_SIZE, Key, KeyRange, LayerName, LayerObjectName, Lsn, LsnRange, PgTimestamp, TenantShardId,
+    TimelineId,
+};
 
 use crate::blocking::{self, Ended};
 use crate::bucket::retry::{read_back, same_object};
@@ -23,8 +26,10 @@ use crate::ports::{Body, Bucket, BucketError, PutIf};
 /// A layer whose extent is free to choose ends when its index has so many bytes, so that a cold read has all of it after one wait.
 pub const INDEX_BYTES: u64 = 3 << 20;
 
-/// So many names say the same of a layer: LSNs at which something changes are multiples of 8.
+/// So many names say the same of an image layer: LSNs at which something changes are multiples of 8.
 pub const NAMES: u64 = 7;
+/// So many names of a delta are tried at most.
+const DELTA_NAMES: u64 = 4_096;
 
 /// Bytes collected before they are written to the file.
 const BUFFER: usize = 1 << 20;
@@ -165,19 +170,41 @@ impl LayerStore {
         LayerStore { bucket, cache, claim, tenant_shard, timeline, names, resident, held }
     }
 
-    /// A name for a layer that says the same as `name` and that this owner has not used yet. LSNs at which something changes are multiples of 8, so
-    /// there is room for others between them, until that is used up. An image moves up, or down with `down`, where nothing below its own LSN is read.
-    pub fn unused_name(&self, name: LayerName, down: bool) -> Result<LayerName, WriteLayerError> {
-        let mut names = self.names.lock().expect("no holder panics");
-        let moved = (0..NAMES).map(|by| match name.clone() {
-            LayerName::Image { keys, lsn } if down => LayerName::Image { keys, lsn: Lsn(lsn.0 - by) },
-            LayerName::Image { keys, lsn } => LayerName::Image { keys, lsn: lsn.add(by) },
-            LayerName::Delta { keys, lsns } => LayerName::Delta { keys, lsns: lsns.start.add(by)..lsns.end },
-        });
-        let unused = moved.into_iter().find(|name| !names.contains(name));
-        let unused = unused.ok_or(WriteLayerError::NameUsed(name))?;
-        names.insert(unused.clone());
-        Ok(unused)
+    /// A name for a delta that says the same as these keys and LSNs, and that this owner has not used yet: it may begin anywhere up to the lowest LSN in it.
+    pub fn unused_delta_name(
+        &self,
+        keys: KeyRange,
+        lsns: LsnRange,
+        lowest: Lsn,
+    ) -> Result<LayerName, WriteLayerError> {
+        let room = lowest.0.saturating_sub(lsns.start.0).min(DELTA_NAMES - 1);
+        self.unused(
+            (0..=room).map(|by| LayerName::Delta { keys: keys.clone(), lsns: lsns.start.add(by)..lsns.end }),
+        )
+    }
+
+    /// A name for an image layer as of an LSN that this owner has not used yet. LSNs at which something changes are multiples of 8, so there is room for
+    /// others between them, until that is used up. It moves up, or down with `down`, where nothing below its own LSN is read.
+    pub fn unused_image_name(
+        &self,
+        keys: KeyRange,
+        lsn: Lsn,
+        down: bool,
+    ) -> Result<LayerName, WriteLayerError> {
+        let moved = |by| if down { Lsn(lsn.0 - by) } else { lsn.add(by) };
+        self.unused((0..NAMES).map(|by| LayerName::Image { keys: keys.clone(), lsn: moved(by) }))
+    }
+
+    fn unused(&self, names: impl Iterator<Item = LayerName>) -> Result<LayerName, WriteLayerError> {
+        let mut used = self.names.lock().expect("no holder panics");
+        let mut first = None;
+        for name in names {
+            if used.insert(name.clone()) {
+                return Ok(name);
+            }
+            first.get_or_insert(name);
+        }
+        Err(WriteLayerError::NameUsed(first.expect("there is one name at least")))
     }
 
     /// Counts the bytes of its layers that are on the local disk.

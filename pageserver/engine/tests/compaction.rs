@@ -274,7 +274,6 @@ async fn what_can_be_read_reads_the_same_whatever_is_merged_imaged_trimmed_or_dr
     }
 }
 
-/// A page that does not compress, so that a relation stands on several shelves.
 #[tokio::test]
 async fn a_layer_of_an_owner_before_that_was_replaced_is_not_swept_while_somebody_reads_it() {
     let bucket: Arc<dyn Bucket> = Arc::new(MemoryBucket::default());
@@ -317,6 +316,7 @@ async fn a_layer_of_an_owner_before_that_was_replaced_is_not_swept_while_somebod
     server.stop().await;
 }
 
+/// A page that does not compress, so that a relation stands on several shelves.
 fn noisy_page(number: u64) -> Box<Page> {
     let mut page = page_of(number);
     StdRng::seed_from_u64(number).fill(&mut page[24..8_000]);

@@ -544,6 +544,26 @@ async fn a_layer_is_put_again_with_equal_bytes_only() {
 }
 
 #[tokio::test]
+async fn an_owner_names_each_layer_anew_and_every_name_says_the_same_of_what_is_in_it() {
+    let (_, bucket) = bad_network();
+    let a = take(&bucket).await;
+    let (store, _disk) = layer_store(&bucket, &a);
+    let delta = |lowest| store.unused_delta_name(Key::ALL, Lsn(0x11)..Lsn(0x41), Lsn(lowest));
+    let image = |down| store.unused_image_name(Key::ALL, Lsn(0x80), down);
+    let begins = |name: LayerName| name.lsns().start.0;
+    // A delta may begin with the lowest LSN in it, and not above.
+    let names: Vec<u64> = (0..4).map(|_| begins(delta(0x14).unwrap())).collect();
+    assert_eq!(names, [0x11, 0x12, 0x13, 0x14]);
+    assert!(matches!(delta(0x14), Err(WriteLayerError::NameUsed(_))));
+    assert_eq!(begins(delta(0x20).unwrap()), 0x15);
+    // No change lies between an image's own LSN and those that it is moved to.
+    let names: Vec<u64> = [false, false, true, true].map(|down| begins(image(down).unwrap())).into();
+    assert_eq!(names, [0x80, 0x81, 0x7F, 0x7E]);
+    let more = std::iter::from_fn(|| image(false).ok()).count();
+    assert_eq!(more, 5);
+}
+
+#[tokio::test]
 async fn a_layer_put_that_lands_late_does_not_replace_the_one_of_the_second_run() {
     let (faulty, bucket) = bad_network();
     let a = take(&bucket).await;

@@ -79,12 +79,14 @@ pub struct Deltas {
     trimmed_for: Option<Vec<Lsn>>,
     open: Option<DeltaFile>,
     commits: Option<(PgTimestamp, PgTimestamp)>,
+    /// Of the piece that is being written.
+    lowest: Lsn,
 }
 
 impl Deltas {
     /// Of these LSNs; where they were trimmed, for which points.
     pub fn new(lsns: LsnRange, trimmed_for: Option<Vec<Lsn>>) -> Deltas {
-        Deltas { lsns, trimmed_for, open: None, commits: None }
+        Deltas { lsns, trimmed_for, open: None, commits: None, lowest: Lsn::MAX }
     }
 
     /// How much there is of the piece that is being written.
@@ -110,6 +112,7 @@ impl Deltas {
             let (oldest, newest) = self.commits.unwrap_or((time, time));
             self.commits = Some((oldest.min(time), newest.max(time)));
         }
+        self.lowest = self.lowest.min(lsn);
         file.push(key, lsn, will_init, value)
     }
 
@@ -117,8 +120,8 @@ impl Deltas {
     pub async fn cut(&mut self, store: &LayerStore) -> Result<Option<Piece>, WriteLayerError> {
         let Some(file) = self.open.take() else { return Ok(None) };
         let (first, last) = file.keys().expect("a piece is begun with a version");
-        let name = LayerName::Delta { keys: first..last.next(), lsns: self.lsns.clone() };
-        let name = store.unused_name(name, false)?;
+        let lowest = std::mem::replace(&mut self.lowest, Lsn::MAX);
+        let name = store.unused_delta_name(first..last.next(), self.lsns.clone(), lowest)?;
         let commits = self.commits.take();
         let written = store.finish_delta(file, name, commits).await?;
         let mut piece = piece(store, written, commits);
@@ -180,8 +183,7 @@ impl Images {
     ) -> Result<Option<Piece>, WriteLayerError> {
         let Some(file) = self.open.take() else { return Ok(None) };
         let end = key.unwrap_or(self.to);
-        let name = LayerName::Image { keys: self.from..end, lsn: self.lsn };
-        let name = store.unused_name(name, self.is_lowest)?;
+        let name = store.unused_image_name(self.from..end, self.lsn, self.is_lowest)?;
         let written = store.finish_image(file, name).await?;
         self.from = end;
         Ok(Some(piece(store, written, None)))
