@@ -118,7 +118,7 @@ pub fn points(of: TimelineId, wishes: &BTreeMap<TimelineId, Wishes>) -> BTreeSet
 ///
 /// A layer goes when for the first LSN from its start on that can be read there are image layers that cover all its keys, newer than everything in it
 /// and not newer than that LSN. What is readable later finds those images, too, or newer ones.
-pub fn unneeded<'a, L: MapLayer>(layers: &'a [L], retention: &Retention) -> Vec<&'a L> {
+pub fn unneeded<'a, L: MapLayer>(layers: &[&'a L], retention: &Retention) -> Vec<&'a L> {
     let images: Vec<(Lsn, &KeyRange)> = layers
         .iter()
         .filter_map(|layer| match layer.name() {
@@ -126,7 +126,7 @@ pub fn unneeded<'a, L: MapLayer>(layers: &'a [L], retention: &Retention) -> Vec<
             LayerName::Delta { .. } => None,
         })
         .collect();
-    let is_unneeded = |layer: &&L| {
+    let is_unneeded = |layer: &&'a L| {
         let (keys, lsns) = (layer.name().keys(), layer.name().lsns());
         let read_first = retention.first_from(lsns.start);
         // An image at L holds what deltas say up to and including L; an image layer gives way to a newer one.
@@ -135,7 +135,7 @@ pub fn unneeded<'a, L: MapLayer>(layers: &'a [L], retention: &Retention) -> Vec<
         lsns.start < retention.cutoff
             && covered(keys, images.iter().filter(|(lsn, _)| takes_over(*lsn)).map(|(_, keys)| *keys))
     };
-    layers.iter().filter(is_unneeded).collect()
+    layers.iter().copied().filter(is_unneeded).collect()
 }
 
 /// Whether `parts` together cover all of `keys`.
@@ -240,6 +240,7 @@ mod tests {
         ];
         let gone = |cutoff, points: &[u64]| {
             let retention = Retention::new(SEGMENT, lsn(cutoff), points.iter().copied().map(lsn));
+            let layers: Vec<&LayerName> = layers.iter().collect();
             unneeded(&layers, &retention).into_iter().map(ToString::to_string).collect::<Vec<_>>()
         };
         let names = |some: &[usize]| some.iter().map(|at| layers[*at].to_string()).collect::<Vec<_>>();
@@ -284,7 +285,8 @@ mod tests {
         ) {
             let retention = Retention::new(SEGMENT, lsn(cutoff), points.into_iter().map(lsn));
             prop_assume!(retention.keeps(lsn(at)));
-            let gone: Vec<LayerName> = unneeded(&layers, &retention).into_iter().cloned().collect();
+            let all: Vec<&LayerName> = layers.iter().collect();
+            let gone: Vec<LayerName> = unneeded(&all, &retention).into_iter().cloned().collect();
             let left: Vec<&LayerName> = layers.iter().filter(|layer| !gone.contains(layer)).collect();
             let newest_image = |of: &mut dyn Iterator<Item = &LayerName>| {
                 of.filter(|l| !l.is_delta() && l.keys().contains(&key(asked)) && l.lsns().start <= lsn(at)).map(|l| l.lsns().start).max()

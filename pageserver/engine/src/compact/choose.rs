@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 
 use model::{Key, KeyRange, LayerName, Lsn, LsnRange};
 
-use super::shelf::{LayerFacts, Shelf, cuts, shelves, total};
+use super::shelf::{LayerFacts, Shelf, cuts, groups, is_apart, shelves, total};
 use crate::layer_write::NAMES;
 use crate::retention::{Retention, unneeded};
 
@@ -72,7 +72,8 @@ pub struct View {
     pub retention: Retention,
     /// Whether history goes on in an ancestor below these layers.
     pub is_branch: bool,
-    /// Keys of which some cannot be made whole, such as pages of a resource manager that only an extension knows: no new images there.
+    /// Keys of which some cannot be made whole, such as pages of a resource manager that only an extension knows, or of which all were dropped: no new images
+    /// there.
     pub beyond_redo: Vec<KeyRange>,
 }
 
@@ -81,10 +82,6 @@ impl View {
     fn may_image(&self, keys: &KeyRange) -> bool {
         !self.is_branch && self.beyond_redo.iter().all(|beyond| is_apart(beyond, keys))
     }
-}
-
-fn is_apart(a: &KeyRange, b: &KeyRange) -> bool {
-    a.end <= b.start || b.end <= a.start
 }
 
 /// One job.
@@ -109,7 +106,7 @@ pub enum Choice {
     },
     /// New images of a range of keys.
     Image {
-        /// What they are made of.
+        /// What they are made of; all of it stays.
         inputs: Vec<LayerName>,
         /// Of which keys.
         keys: KeyRange,
@@ -120,7 +117,7 @@ pub enum Choice {
     },
     /// What only LSNs can tell that nobody can read goes.
     Trim {
-        /// Layers that go; their place is taken by what is written.
+        /// Layers whose place is taken by what is written. They go, except for images that reach beyond the keys.
         inputs: Vec<LayerName>,
         /// Image layers that stay, and are built upon.
         base: Vec<LayerName>,
@@ -149,9 +146,9 @@ pub(super) fn choose_among(
     policy: &CompactionPolicy,
     avoid: &[KeyRange],
 ) -> Choice {
-    let dropped: Vec<LayerName> = shelves
+    let dropped: Vec<LayerName> = groups(&view.rest)
         .iter()
-        .flat_map(|shelf| unneeded(&shelf.layers, &view.retention))
+        .flat_map(|group| unneeded(group, &view.retention))
         .map(|layer| layer.name.clone())
         .collect();
     if !dropped.is_empty() {
@@ -259,10 +256,13 @@ pub(super) fn stack_height(shelf: &Shelf, is_branch: bool) -> usize {
     heights(shelf, is_branch).map(|(_, height)| height).max().unwrap_or(0)
 }
 
-/// How high stacks are at keys where layers begin: heights only change where one begins or ends, and are highest at a beginning.
+/// How high stacks are at keys where layers begin, or images end: only there they can become higher.
 fn heights(shelf: &Shelf, is_branch: bool) -> impl Iterator<Item = (Key, usize)> {
     let deltas = shelf.deltas();
-    let mut edges: Vec<Key> = shelf.layers.iter().map(|layer| layer.name.keys().start).collect();
+    let begin = shelf.layers.iter().map(|layer| layer.name.keys().start);
+    let images_end =
+        shelf.layers.iter().filter(|layer| !layer.name.is_delta()).map(|layer| layer.name.keys().end);
+    let mut edges: Vec<Key> = begin.chain(images_end).filter(|key| shelf.keys.contains(key)).collect();
     edges.sort_unstable();
     edges.dedup();
     edges.into_iter().map(move |key| {
@@ -307,7 +307,7 @@ fn flatten(shelf: &Shelf, view: &View, policy: &CompactionPolicy, cuts: &[Key]) 
     let reads: u64 = above.iter().map(|layer| u64::from(layer.heat)).sum::<u64>() * policy.read_weight;
     // Where nothing is too high, reads alone must be worth it.
     let weight = reads + if is_high { total(above.iter().copied()) } else { 0 };
-    let enough = policy.image_after * total(images.iter().copied()) as f64;
+    let enough = policy.image_after * shelf.weight_of(&images) as f64;
     let may_image = view.may_image(&shelf.keys) && !images.is_empty() && !above.is_empty();
     if may_image && weight as f64 >= enough {
         let at = Lsn(deltas[0].name.lsns().end.0 - 1);
@@ -498,7 +498,7 @@ fn collection<'a>(shelf: &'a Shelf, view: &View, policy: &CompactionPolicy) -> O
     let trimmed: u64 = old.iter().map(|layer| below(layer, split)).sum();
     let first = points.first().copied().unwrap_or(split).min(split);
     let images = shelf.newest_images(first);
-    let readable = total(images.iter().copied());
+    let readable = shelf.weight_of(&images);
     // Images of that very place may have any of the names for it.
     let stale = images.iter().any(|image| image.name.lsns().start.0 + NAMES <= first.0);
     let may_image = view.may_image(&shelf.keys) && !images.is_empty() && stale;
@@ -514,25 +514,25 @@ fn collection<'a>(shelf: &'a Shelf, view: &View, policy: &CompactionPolicy) -> O
     let by_trimming = (stays + crossing as f64) / ((1.0 - survives) * garbage as f64);
     let by_imaging = (readable + crossing + trimmed - doubled) as f64 / waste as f64;
     let new_images = may_image && (by_imaging <= by_trimming || garbage >= readable);
-    let older = |layer: &&LayerFacts| !layer.name.is_delta() && layer.name.lsns().start <= split;
-    let all_images: Vec<&LayerFacts> = shelf.layers.iter().filter(older).collect();
-    let (inputs, base): (Vec<&LayerFacts>, Vec<&LayerFacts>) = if new_images {
-        (deltas.into_iter().chain(all_images).collect(), Vec::new())
+    let stays = |image: &&LayerFacts| !shelf.has_all_of(image);
+    let reachable = |layer: &&LayerFacts| !layer.name.is_delta() && layer.name.lsns().start <= split;
+    let (early, later): (Vec<&LayerFacts>, Vec<&LayerFacts>) =
+        shelf.layers.iter().filter(reachable).partition(|image| image.name.lsns().start <= first);
+    // What is later than what the first point reads is a state that the deltas tell as well. Where it stands on other shelves, too, it stays.
+    let (mut base, later): (Vec<&LayerFacts>, Vec<&LayerFacts>) = later.into_iter().partition(stays);
+    let mut inputs: Vec<&LayerFacts> = deltas.into_iter().chain(later).collect();
+    if new_images {
+        inputs.extend(early.into_iter().filter(|image| !stays(image) || images.contains(image)));
     } else {
-        // What stays is what the first point reads; images above it are a state that the deltas tell as well.
-        let (base, later): (Vec<_>, Vec<_>) =
-            all_images.into_iter().partition(|image| images.contains(image));
-        (
-            deltas
-                .into_iter()
-                .chain(later.into_iter().filter(|image| image.name.lsns().start > first))
-                .collect(),
-            base,
-        )
-    };
-    // An image whose deltas went before is what is left of them: without new images it becomes versions of its own LSN.
+        base.extend(&images);
+    }
     let spans = |layer: &&&LayerFacts| layer.name.is_delta() || !new_images;
-    let (_, lsns) = union(inputs.iter().filter(spans).map(|layer| &layer.name))?;
+    let (_, mut lsns) = union(inputs.iter().filter(spans).map(|layer| &layer.name))?;
+    if !new_images && inputs.iter().any(|layer| !layer.name.is_delta()) {
+        // An image whose deltas went before is what is left of them: it becomes versions of its own LSN. What is written begins well before that, so that there
+        // are names for it; nothing else on the shelf has these LSNs.
+        lsns.start = lsns.start.min(first.add(1));
+    }
     Some(Collection { shelf, waste, wanted, inputs, base, lsns, split, images: new_images })
 }
 
@@ -926,7 +926,7 @@ mod tests {
         else {
             panic!("nothing trimmed");
         };
-        assert_eq!((inputs.len(), lsns, images), (2, lsn(20)..lsn(31), false));
+        assert_eq!((inputs.len(), lsns, images), (2, lsn(11)..lsn(31), false));
     }
 
     #[test]
@@ -1048,6 +1048,108 @@ mod tests {
                 }
             }
             prop_assert!(depth(&view, &policy) <= policy.max_deltas + 1);
+        }
+    }
+
+    /// A table that grows behind all images, each merge of L0s changing the last page of the one before; half of it is below the cutoff.
+    struct Growing {
+        view: View,
+        policy: CompactionPolicy,
+        /// What was written, and the most that one job read.
+        written: u64,
+        most: u64,
+    }
+
+    impl Growing {
+        fn new() -> Growing {
+            let rest = vec![image(0..10, 10, 60), image(10..1_000_000, 10, 60)];
+            let policy = CompactionPolicy { little: 5, garbage: 0.25, layer_bytes: 25, ..policy() };
+            Growing { view: view(vec![], rest, 10, &[]), policy, written: 0, most: 0 }
+        }
+
+        /// What lies between cuts, a layer's worth at a time.
+        fn pieces(&self, keys: std::ops::Range<u32>, mut cuts: Vec<Key>) -> Vec<std::ops::Range<u32>> {
+            let bytes = self.policy.layer_bytes as u32;
+            cuts.sort_unstable();
+            let mut inner: Vec<u32> =
+                cuts.iter().map(|cut| cut.field6).filter(|cut| keys.contains(cut)).collect();
+            inner.extend([keys.start, keys.end]);
+            inner.sort_unstable();
+            inner.dedup();
+            let between = inner.windows(2).map(|pair| pair[0]..pair[1]);
+            between
+                .flat_map(|part| {
+                    let end = part.end;
+                    part.step_by(bytes as usize).map(move |from| from..end.min(from + bytes))
+                })
+                .collect()
+        }
+
+        fn load(&mut self, keys: std::ops::Range<u32>, lsns: std::ops::Range<u64>) {
+            let cuts = cuts(&shelves(&self.view.rest, self.policy.shelf_bytes), self.policy.shelf_bytes);
+            for part in self.pieces(keys, cuts) {
+                let size = u64::from(part.end - part.start);
+                self.view.rest.push(delta(part, lsns.clone(), size));
+            }
+        }
+
+        fn compact(&mut self, loaded: u32) {
+            loop {
+                match choose(&self.view, &self.policy, &[]) {
+                    Choice::Rest => return,
+                    Choice::Drop(names) => self.view.rest.retain(|layer| !names.contains(&layer.name)),
+                    Choice::Trim { inputs, base, keys, split, images: true, cuts, .. } => {
+                        assert!(base.is_empty());
+                        let is_input = |layer: &&LayerFacts| inputs.contains(&layer.name);
+                        let read = self.view.rest.iter().filter(is_input);
+                        self.most = self.most.max(total(read.filter(|layer| layer.name.is_delta())));
+                        self.view.rest.retain(|layer| {
+                            let stays = !super::super::shelf::is_within(layer.name.keys(), &keys);
+                            stays || !inputs.contains(&layer.name)
+                        });
+                        let live = keys.start.field6..keys.end.field6.min(loaded);
+                        let mut parts = self.pieces(live, cuts);
+                        parts.last_mut().expect("something is there").end = keys.end.field6;
+                        for part in parts {
+                            let size = u64::from(part.end.min(loaded) - part.start);
+                            self.written += size;
+                            self.view.rest.push(image(part, split.0 - 0x1000, size));
+                        }
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_load_into_the_room_of_one_image_is_collected_a_few_shelves_at_a_time(
+            size in 20u32..400, shared in 0u32..2, late in 1u64..20,
+        ) {
+            let mut growing = Growing::new();
+            let loaded = |rounds: u64| 20 + rounds as u32 * size;
+            for n in 0..30 + late {
+                if n < 30 {
+                    growing.load(loaded(n) - shared..loaded(n + 1), 11 + n * 10..21 + n * 10);
+                }
+                if n >= late {
+                    growing.view.retention.cutoff = lsn(20 + (n - late) * 10);
+                    growing.compact(loaded((n + 1).min(30)));
+                }
+            }
+            let shelf = growing.policy.shelf_bytes;
+            prop_assert!(growing.most <= 3 * shelf + u64::from(size), "a job read {}", growing.most);
+            let often = 1.0 / growing.policy.garbage;
+            let written = growing.written as f64 / f64::from(loaded(30));
+            prop_assert!(written <= often, "{written} were written for each byte");
+            // The first image of the table is needed only where the last of the load was not worth a job yet.
+            let wide = growing.view.rest.iter().any(|layer| layer.name == image(10..1_000_000, 10, 60).name);
+            let found = shelves(&growing.view.rest, shelf);
+            let last = total(found.last().expect("something is there").deltas());
+            prop_assert!(!wide || (1..shelf).contains(&last), "{last} are left on the last shelf");
+            let left = total(growing.view.rest.iter().filter(|layer| layer.name.is_delta()));
+            prop_assert!(left as f64 <= 0.3 * total(&growing.view.rest) as f64, "{left} are left of the load");
         }
     }
 

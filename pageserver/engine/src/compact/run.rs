@@ -15,7 +15,7 @@ use tracing::info;
 
 use super::choose::{Choice, CompactionPolicy, View, choose_among, l0_room};
 use super::fold::{Fold, Kept, Rules, Surroundings};
-use super::shelf::{LayerFacts, shelves};
+use super::shelf::{LayerFacts, is_within, shelves};
 use super::stream::{Input, Stream, Streamed};
 use super::stretch::Stretches;
 use super::write::{Cutter, Deltas, Images, Piece};
@@ -70,9 +70,10 @@ pub struct FailedJob {
 }
 
 impl FailedJob {
-    /// Whether some page could not be made whole. Jobs that make no images leave such a page its changes.
-    pub fn is_beyond_redo(&self) -> bool {
-        matches!(self.source, CompactError::Read(ReadError::Redo { .. }))
+    /// Whether a job that makes no images would do: some page could not be made whole, and is left its changes; or all that there is was dropped, so that an
+    /// image would be empty.
+    pub fn would_do_without_images(&self) -> bool {
+        matches!(self.source, CompactError::Read(ReadError::Redo { .. }) | CompactError::NothingThere { .. })
     }
 }
 
@@ -216,7 +217,7 @@ async fn carry_out(
             ("image", rewrite, Vec::new())
         }
         Choice::Trim { inputs, base, keys, lsns, split, images, cuts } => {
-            let layers = found(&snapshot, &inputs)?;
+            let mut layers = found(&snapshot, &inputs)?;
             let mut read = reading(&layers, false);
             read.extend(reading(&found(&snapshot, &base)?, true));
             let mut points = retention.points_to(split);
@@ -230,6 +231,7 @@ async fn carry_out(
             let lower = Deltas::new(from..split.add(1), Some(noted(&points)));
             let upper = (lsns.end.0 > split.0 + 1).then(|| Deltas::new(split.add(1)..lsns.end, None));
             let rules = Rules { points, images, above: true, chain: policy.chain };
+            layers.retain(|layer| is_within(layer.name().keys(), &keys));
             let rewrite = Rewrite { keys, below: Lsn::INVALID, rules, split, lower, upper, cuts, read };
             ("trim", rewrite, layers)
         }

@@ -86,6 +86,8 @@ pub struct KindCounts {
     pub written_bytes: u64,
     /// Bytes of layers that they replaced.
     pub removed_bytes: u64,
+    /// The most bytes that one of them wrote or replaced.
+    pub largest_bytes: u64,
 }
 
 impl MaintenanceCounts {
@@ -105,7 +107,7 @@ struct Care {
     collected: Option<Instant>,
     /// Keys in which a job failed lately.
     failing: FailingKeys,
-    /// … since a page could not be made whole.
+    /// … since a page could not be made whole, or there was none.
     beyond_redo: FailingKeys,
     /// After a look that found nothing to be done, or failed, it is not looked at before.
     not_before: Option<Instant>,
@@ -249,7 +251,7 @@ impl Tenants {
                     }
                     let story = error_story(&failed);
                     let makes_images = !care.beyond_redo.resting().contains(&failed.keys);
-                    if failed.is_beyond_redo() && makes_images {
+                    if failed.would_do_without_images() && makes_images {
                         let rest = care.beyond_redo.rest(failed.keys);
                         warn!(timeline = %timeline.id(), error = %story, "a compaction failed; no images are made of its keys for {rest:?}");
                     } else {
@@ -273,6 +275,7 @@ impl Tenants {
         kind.jobs += 1;
         kind.written_bytes += done.added_bytes;
         kind.removed_bytes += done.removed_bytes;
+        kind.largest_bytes = kind.largest_bytes.max(done.added_bytes).max(done.removed_bytes);
     }
 
     async fn sweep_due(&self, settings: &Maintenance, last: &mut HashMap<TenantId, Instant>) {

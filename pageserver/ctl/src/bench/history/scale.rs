@@ -113,9 +113,11 @@ pub async fn run_one(arguments: &BenchHistory) -> Result<()> {
     for (kind, counts) in session.place.tenants.maintenance().kinds() {
         let before = loaded_jobs.get(kind).copied().unwrap_or_default();
         println!(
-            "    {kind:<8} {:>5} jobs wrote {:.3} for each byte of WAL",
+            "    {kind:<8} {:>5} jobs wrote {:.3} for each byte of WAL; the largest of all {:.0} MiB, {:.0} of the load",
             counts.jobs - before.jobs,
-            (counts.written_bytes - before.written_bytes) as f64 / wal as f64
+            (counts.written_bytes - before.written_bytes) as f64 / wal as f64,
+            mib(counts.largest_bytes),
+            mib(before.largest_bytes)
         );
     }
     let last: Lsn = session.timeline.last_record_lsn();

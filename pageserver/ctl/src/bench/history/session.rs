@@ -187,11 +187,12 @@ impl Session {
         println!("jobs:");
         for (kind, counts) in self.place.tenants.maintenance().kinds() {
             println!(
-                "    {kind:<8} {:>6}  wrote {:>9.1} MiB, {:.3} per byte of WAL; replaced {:>9.1} MiB",
+                "    {kind:<8} {:>6}  wrote {:>9.1} MiB, {:.3} per byte of WAL; replaced {:>9.1} MiB; the largest {:>7.1} MiB",
                 counts.jobs,
                 mib(counts.written_bytes),
                 counts.written_bytes as f64 / written as f64,
-                mib(counts.removed_bytes)
+                mib(counts.removed_bytes),
+                mib(counts.largest_bytes)
             );
         }
         let by_class = self.place.bucket.requests();
