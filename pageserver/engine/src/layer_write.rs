@@ -2,9 +2,8 @@
 //!
 //! The local file is not synced: the bucket is the truth, and a file that is lost before its PUT was never named by an index.
 
-use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
 
 use codec::layer::{Checksums, DeltaWriter, FinishedLayer, ImageWriter, Layout};
 use model::{
@@ -15,7 +14,7 @@ use model::{
 use crate::blocking::{self, Ended};
 use crate::bucket::retry::{read_back, same_object};
 use crate::chunk_cache::ChunkCache;
-use crate::claim::Claim;
+use crate::claim::{Claim, LayerNames};
 use crate::disk::OwnFile;
 use crate::held_objects::HeldObjects;
 use crate::layer_map::MapLayer as _;
@@ -41,8 +40,9 @@ pub struct LayerStore {
     claim: Claim,
     tenant_shard: TenantShardId,
     timeline: TimelineId,
-    /// Names that this owner has put, or tried to: none of them is ever put again with other bytes.
-    names: Mutex<HashSet<LayerName>>,
+    /// Names that this owner has put, or tried to: none of them is ever put again with other bytes. And those of layers that it opened: an index names one
+    /// layer by each, whoever put it.
+    names: LayerNames,
     resident: Arc<AtomicU64>,
     held: HeldObjects,
 }
@@ -166,7 +166,8 @@ impl LayerStore {
         tenant_shard: TenantShardId,
         timeline: TimelineId,
     ) -> LayerStore {
-        let (names, resident, held) = (Mutex::default(), Arc::default(), HeldObjects::default());
+        let (resident, held) = (Arc::default(), HeldObjects::default());
+        let names = claim.layer_names(timeline);
         LayerStore { bucket, cache, claim, tenant_shard, timeline, names, resident, held }
     }
 
@@ -227,6 +228,7 @@ impl LayerStore {
         commit_times: Option<(PgTimestamp, PgTimestamp)>,
     ) -> Layer {
         let name = object_name.layer.clone();
+        self.names.lock().expect("no holder panics").insert(name.clone());
         let is_own = object_name.generation == Some(self.claim.generation());
         let path = ObjectPath::Layer { tenant, timeline: self.timeline, name: object_name }.to_string();
         let object = self.cache.counted_object(&path, size, &self.resident);
@@ -324,7 +326,6 @@ impl LayerStore {
         commit_times: Option<(PgTimestamp, PgTimestamp)>,
     ) -> Result<WrittenLayer, WriteLayerError> {
         let (name, layout) = (&finished.name, finished.layout);
-        self.names.lock().expect("no holder panics").insert(name.clone());
         let object_name = name.clone().in_generation(self.claim.generation());
         let layer = self.open(self.tenant_shard, object_name, layout.file_size(), Some(layout), commit_times);
         let body = Body::File { file: Arc::clone(file.file()), length: layout.file_size() };

@@ -561,6 +561,15 @@ async fn an_owner_names_each_layer_anew_and_every_name_says_the_same_of_what_is_
     assert_eq!(names, [0x80, 0x81, 0x7F, 0x7E]);
     let more = std::iter::from_fn(|| image(false).ok()).count();
     assert_eq!(more, 5);
+
+    // The timeline is closed and opened again, with a layer that the owner before put. Its object, and what of ours is to be deleted, have other names.
+    let (again, _disk) = layer_store(&bucket, &a);
+    let theirs = LayerName::Image { keys: Key::ALL, lsn: Lsn(0x200) };
+    let older = Generation(a.generation().0 - 1);
+    let _layer = again.open(tenant(), theirs.clone().in_generation(older), 0, None, None);
+    let name = again.unused_delta_name(Key::ALL, Lsn(0x11)..Lsn(0x41), Lsn(0x20)).unwrap();
+    assert_eq!(begins(name), 0x16);
+    assert_eq!(begins(again.unused_image_name(Key::ALL, Lsn(0x200), false).unwrap()), 0x201);
 }
 
 #[tokio::test]

@@ -407,3 +407,44 @@ fn what_a_job_has_just_put_is_no_orphan() {
         ",
     );
 }
+
+/// An archived timeline was opened again by the same owner, who knew nothing any more of the names that it had given. It wrote a layer again under its own name, and
+/// then deleted what it had replaced.
+#[test]
+fn an_owner_that_opens_a_timeline_again_gives_no_name_twice() {
+    holds(
+        "
+         seed 30188
+         +1311 lease 7 165 200
+         +2 write 2 4 1959887568
+         +2571 write 1 1 830478745
+         +39411 write 7 53 1228230572
+         +29 name 2 7 7
+         +76016 write 1 2 3977197698
+         +487867 archive 0
+         +11684 unarchive 2
+        ",
+    );
+}
+
+/// A new image had the name of one that the owner before had made of the same keys as of the same LSN: in the index it took its place, and nobody deleted the
+/// other.
+#[test]
+fn a_layer_has_no_name_that_the_index_has_for_another() {
+    holds(
+        "
+         seed 29784
+         +748 write 6 2 559018281
+         +76 checkpoint 7
+         +32 write 4 8 3817090214
+         +1463432 write 7 1 1817420072
+         +445 seal 6
+         +5697 write 0 15 2717030922
+         +65 write 5 2 2698488174
+         +16744 write 5 6 4166585702
+         +11158 write 4 2 1536004342
+         +5020 archive 2
+         +31 write 2 29 103971086
+        ",
+    );
+}

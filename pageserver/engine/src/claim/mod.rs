@@ -14,11 +14,12 @@ mod take;
 #[cfg(test)]
 mod testing;
 
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
-use model::{Generation, TenantShardId};
+use model::{Generation, LayerName, TenantShardId, TimelineId};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -53,7 +54,11 @@ struct Inner {
     superseded_by: OnceLock<Generation>,
     /// When the claim came to be by the store's clock, and when we heard of that: later.
     came_to_be: OnceLock<(SystemTime, Instant)>,
+    layer_names: std::sync::Mutex<HashMap<TimelineId, LayerNames>>,
 }
+
+/// Names of a timeline's layers that its owner may not give to others.
+pub(crate) type LayerNames = Arc<std::sync::Mutex<HashSet<LayerName>>>;
 
 /// Why a claim is not, or may not be, the newest.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +99,7 @@ impl Claim {
                 superseded: CancellationToken::new(),
                 superseded_by: OnceLock::new(),
                 came_to_be: OnceLock::new(),
+                layer_names: std::sync::Mutex::default(),
             }),
             clock: Arc::new(SystemClock),
         }
@@ -124,6 +130,13 @@ impl Claim {
     /// The bucket that it is in.
     pub fn bucket(&self) -> &Arc<dyn Bucket> {
         &self.inner.bucket
+    }
+
+    /// The names of a timeline's layers that were put or are known in this generation. They outlast the timeline's being open: a name must not come back while
+    /// the object that had it may still be deleted.
+    pub(crate) fn layer_names(&self, timeline: TimelineId) -> LayerNames {
+        let mut names = self.inner.layer_names.lock().expect("no holder panics");
+        Arc::clone(names.entry(timeline).or_default())
     }
 
     /// The time of day, for what its owner writes.
