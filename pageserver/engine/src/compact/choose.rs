@@ -520,6 +520,7 @@ fn collection<'a>(shelf: &'a Shelf, view: &View, policy: &CompactionPolicy) -> O
         shelf.layers.iter().filter(reachable).partition(|image| image.name.lsns().start <= first);
     // What is later than what the first point reads is a state that the deltas tell as well. Where it stands on other shelves, too, it stays.
     let (mut base, later): (Vec<&LayerFacts>, Vec<&LayerFacts>) = later.into_iter().partition(stays);
+    let becomes_versions = !new_images && !later.is_empty();
     let mut inputs: Vec<&LayerFacts> = deltas.into_iter().chain(later).collect();
     if new_images {
         inputs.extend(early.into_iter().filter(|image| !stays(image) || images.contains(image)));
@@ -528,7 +529,7 @@ fn collection<'a>(shelf: &'a Shelf, view: &View, policy: &CompactionPolicy) -> O
     }
     let spans = |layer: &&&LayerFacts| layer.name.is_delta() || !new_images;
     let (_, mut lsns) = union(inputs.iter().filter(spans).map(|layer| &layer.name))?;
-    if !new_images && inputs.iter().any(|layer| !layer.name.is_delta()) {
+    if becomes_versions {
         // An image whose deltas went before is what is left of them: it becomes versions of its own LSN. What is written begins well before that, so that there
         // are names for it; nothing else on the shelf has these LSNs.
         lsns.start = lsns.start.min(first.add(1));
@@ -612,6 +613,7 @@ mod tests {
     use model::WalSegmentSize;
     use proptest::prelude::*;
 
+    use super::super::shelf::is_within;
     use super::*;
 
     /// Far from the header of a page.
@@ -1104,7 +1106,7 @@ mod tests {
                         let read = self.view.rest.iter().filter(is_input);
                         self.most = self.most.max(total(read.filter(|layer| layer.name.is_delta())));
                         self.view.rest.retain(|layer| {
-                            let stays = !super::super::shelf::is_within(layer.name.keys(), &keys);
+                            let stays = !is_within(layer.name.keys(), &keys);
                             stays || !inputs.contains(&layer.name)
                         });
                         let live = keys.start.field6..keys.end.field6.min(loaded);

@@ -240,9 +240,7 @@ impl Filling {
             next.take(&LayerFacts { size: 0, ..image.clone() });
         }
         let mut ended = std::mem::replace(self, next).shelf;
-        if ended.keys.end > key {
-            ended.keys.end = key;
-        }
+        ended.keys.end = ended.keys.end.min(key);
         ended
     }
 
