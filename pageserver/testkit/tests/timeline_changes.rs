@@ -217,14 +217,17 @@ async fn names_and_leases_keep_what_is_read_there_until_they_are_over() -> Resul
     let mut all = Followed::start(&[&SHORT_HISTORY[..], &[("lsn_lease_length", "4s")]].concat()).await?;
     let trunk = all.trunk;
     let too_old = all.server.last_record_lsn(all.tenant, trunk).await?;
-    let [good, short, leased, ended] =
-        [all.moment().await?, all.moment().await?, all.moment().await?, all.moment().await?];
+    // Each is asked for while nothing was written after it: a moment later it may be below the cutoff.
+    let good = all.moment().await?;
     let named = done(all.name("for-good", good.lsn, None).await?)?;
     ensure!(named["name"] == "for-good" && named["valid_until"].is_null(), "{named}");
+    let ended = all.moment().await?;
+    done(all.name("ended", ended.lsn, None).await?)?;
     let since = Instant::now();
+    let short = all.moment().await?;
     let named = done(all.name("for-a-while", short.lsn, Some("5s")).await?)?;
     ensure!(named["valid_until"].as_str().is_some_and(|until| until.ends_with('Z')), "{named}");
-    done(all.name("ended", ended.lsn, None).await?)?;
+    let leased = all.moment().await?;
     let lease = |lsn: Lsn| Some(json!({ "lsn": lsn.to_string() }));
     let answer = done(all.ask(Method::POST, trunk, "/lsn_lease", lease(leased.lsn)).await?)?;
     ensure!(answer["valid_until"].is_string(), "{answer}");
@@ -315,8 +318,9 @@ async fn a_branch_leaves_its_ancestor_while_compaction_goes_on_and_takes_earlier
 async fn a_branch_whose_own_cutoff_has_moved_on_leaves_its_ancestor() -> Result<()> {
     let mut all = Followed::start(&SHORT_HISTORY).await?;
     let (tenant, trunk) = (all.tenant, all.trunk);
-    let (before, at) = (all.moment().await?, all.moment().await?);
+    let before = all.moment().await?;
     done(all.name("before", before.lsn, None).await?)?;
+    let at = all.moment().await?;
     let branch = all.branch(trunk, at.lsn).await?;
     let child = all.branch(branch, at.lsn).await?;
     // A cluster that goes on from the branch, and is followed in it.

@@ -355,7 +355,7 @@ impl Owner {
         let lsns = state.frozen_to.add(1)..state.last.add(1);
         info!(timeline = %self.shared.facts.timeline, from = %lsns.start, to = %state.last, bytes = tail.size(), "freezing the tail");
         state.frozen_to = state.last;
-        state.chains.rest();
+        state.chains.rest(tail.size());
         state.frozen.push(tail.clone());
         // The receiver only goes away with the flusher, whose last word comes through `flushed`.
         if let Some(to_flush) = &self.to_flush {
