@@ -337,12 +337,11 @@ impl Owner {
         if self.must_wait_for_compaction() {
             return false;
         }
-        size >= self.freeze_at()
-            || (size > 0
-                && self.shared.keeper.object_count() >= self.policy.max_wal_objects
-                && self.state.frozen.is_empty())
-            || (self.is_pressed() && self.state.frozen.len() < self.policy.max_frozen)
-            || (budget.used() >= budget.limit() && self.state.frozen.is_empty() && size > 0)
+        // Tails are flushed one after the other, so memory is free no sooner when a small one waits behind another: it can as well grow.
+        let may_be_small = size > 0 && self.state.frozen.is_empty();
+        let is_full = budget.used() >= budget.limit();
+        let has_many_objects = self.shared.keeper.object_count() >= self.policy.max_wal_objects;
+        size >= self.freeze_at() || (may_be_small && (has_many_objects || self.is_pressed() || is_full))
     }
 
     /// Moves the open tail behind, to become a layer.
