@@ -339,9 +339,12 @@ impl Owner {
         }
         // Tails are flushed one after the other, so memory is free no sooner when a small one waits behind another: it can as well grow.
         let may_be_small = size > 0 && self.state.frozen.is_empty();
-        let is_full = budget.used() >= budget.limit();
-        let has_many_objects = self.shared.keeper.object_count() >= self.policy.max_wal_objects;
-        size >= self.freeze_at() || (may_be_small && (has_many_objects || self.is_pressed() || is_full))
+        let must_be = || {
+            self.is_pressed()
+                || budget.used() >= budget.limit()
+                || self.shared.keeper.object_count() >= self.policy.max_wal_objects
+        };
+        size >= self.freeze_at() || (may_be_small && must_be())
     }
 
     /// Moves the open tail behind, to become a layer.
