@@ -308,20 +308,31 @@ impl Owner {
         }
     }
 
-    /// Whether another layer from the tail would make reads too deep, and the tail has grown to one, or to what must do for one while memory is short.
+    /// Whether the tail is due to become a layer, and another one would make reads too deep.
     fn must_wait_for_compaction(&self) -> bool {
         let l0s = self.shared.view.load().layers.l0().len() + self.state.frozen.len();
-        let is_full = self.state.open.size() >= self.freeze_at() || self.is_pressed();
         let room = self.shared.l0_room.load(Ordering::Relaxed);
-        let too_deep = is_full && self.policy.max_l0.is_some_and(|most| l0s >= most.min(room));
+        let too_deep = self.policy.max_l0.is_some_and(|most| l0s >= most.min(room)) && self.is_due();
         self.shared.too_deep.store(too_deep, Ordering::Relaxed);
         too_deep
     }
 
-    /// Whether memory is short, and a good part of it is here.
-    fn is_pressed(&self) -> bool {
-        let budget = &self.shared.budget;
-        budget.is_short() && self.state.open.size() >= budget.limit() / 8
+    fn should_freeze(&self) -> bool {
+        self.is_due() && !self.must_wait_for_compaction()
+    }
+
+    /// Whether the tail has grown to a layer, or to what must do for one: where memory is short or there are too many WAL objects.
+    fn is_due(&self) -> bool {
+        let size = self.state.open.size();
+        // Tails are flushed one after the other, so memory is free no sooner when a small one waits behind another: it can as well grow.
+        let may_be_small = size > 0 && self.state.frozen.is_empty();
+        let must_be = || {
+            let budget = &self.shared.budget;
+            (budget.is_short() && size >= budget.limit() / 8)
+                || budget.used() >= budget.limit()
+                || self.shared.keeper.object_count() >= self.policy.max_wal_objects
+        };
+        size >= self.freeze_at() || (may_be_small && must_be())
     }
 
     /// Bytes at which the tail is frozen. Each layer costs a put of the whole index, so where that is large, layers are.
@@ -329,22 +340,6 @@ impl Owner {
         let index = self.shared.index.counts.last_bytes.load(Ordering::Relaxed) as usize;
         let wanted = self.freeze_bytes.load(Ordering::Relaxed);
         wanted.max((index * LAYER_PER_INDEX).min(self.shared.budget.limit() / 8))
-    }
-
-    fn should_freeze(&self) -> bool {
-        let size = self.state.open.size();
-        let budget = &self.shared.budget;
-        if self.must_wait_for_compaction() {
-            return false;
-        }
-        // Tails are flushed one after the other, so memory is free no sooner when a small one waits behind another: it can as well grow.
-        let may_be_small = size > 0 && self.state.frozen.is_empty();
-        let must_be = || {
-            self.is_pressed()
-                || budget.used() >= budget.limit()
-                || self.shared.keeper.object_count() >= self.policy.max_wal_objects
-        };
-        size >= self.freeze_at() || (may_be_small && must_be())
     }
 
     /// Moves the open tail behind, to become a layer.
