@@ -104,6 +104,6 @@ HISTORY_WORK ?= $(CARGO_TARGET_DIR)/history-work
 bench-history:
 	$(CARGO) build -p ctl --profile history --locked
 	mkdir -p $(HISTORY_WORK)
-	set -e; for mode in "month --wal $(HISTORY_WAL)" "scale --key-space $(HISTORY_SCALE)" "branch --wal 1GiB" "small-cache --database 10GiB" \
+	set -e; for mode in "month --wal $(HISTORY_WAL)" "scale --key-space $(HISTORY_SCALE) --tail-memory 128MiB" "branch --wal 1GiB" "small-cache --database 10GiB" \
 	    "idle" "idle --timelines 10000 --tenants 10000" layers images; do \
 	    echo "# $$mode"; $(CARGO_TARGET_DIR)/history/pagectl bench history --mode $$mode --work $(HISTORY_WORK); done

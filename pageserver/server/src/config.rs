@@ -115,7 +115,8 @@ pub struct Config {
     #[arg(long, value_name = "DURATION", default_value = "300s")]
     pub wait_lsn_timeout: Span,
 
-    /// Memory for changes that are not in layers yet, of all timelines together. When it is short, sources have to wait.
+    /// Memory for changes that are not in layers yet, of all timelines together. When it is short, layers are smaller and cost more to merge, and sources have to
+    /// wait; a timeline that is written hard wants twice `layer_size`.
     #[arg(long, value_name = "BYTES", default_value = "512MiB")]
     pub tail_memory: ByteCount,
 

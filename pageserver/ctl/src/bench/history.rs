@@ -64,9 +64,9 @@ pub struct BenchHistory {
     /// What is random is chosen by this number.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Memory of tails.
-    #[arg(long, default_value = "128MiB")]
-    tail_memory: ByteCount,
+    /// Memory of all tails; that of two if not said. With less, they become layers before they are large, which are merged once more.
+    #[arg(long)]
+    tail_memory: Option<ByteCount>,
     /// Memory of the cache.
     #[arg(long, default_value = "64MiB")]
     cache_memory: ByteCount,
@@ -136,7 +136,8 @@ impl BenchHistory {
             KeepHistory { interval: Duration::from_secs_f64(self.keep_days * 86_400.0), bytes: freeze };
         let maintenance = Maintenance {
             period: Maintenance::default().period.mul_f64(scale).max(Duration::from_millis(10)),
-            collect_period: Duration::from_secs_f64((60.0 * scale).clamp(0.2, 60.0)),
+            // A month passes in a quarter of an hour here: every minute would be every second day.
+            collect_period: Duration::from_secs_f64((6.0 * scale).clamp(0.2, 6.0)),
             compaction,
             keep,
             ..Maintenance::default()
@@ -148,7 +149,8 @@ impl BenchHistory {
         };
         policy.wal.seal_bytes = scaled(policy.wal.seal_bytes as u64).max(128 << 10) as usize;
         let cache = CacheLimits { memory: self.cache_memory.0 as usize, ..CacheLimits::default() };
-        let limits = Limits { tail_memory: self.tail_memory.0 as usize, cache, get_delay: Duration::ZERO };
+        let tail_memory = self.tail_memory.map_or(2 * freeze, |memory| memory.0) as usize;
+        let limits = Limits { tail_memory, cache, get_delay: Duration::ZERO };
         Scaled { freeze: freeze as usize, limits, policy, maintenance }
     }
 }

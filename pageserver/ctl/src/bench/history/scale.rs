@@ -27,10 +27,12 @@ pub fn run(arguments: &BenchHistory) -> Result<()> {
         child.args(["bench", "history", "--mode", "one-scale"]);
         let updates = (size.0 as f64 * arguments.updates) as u64;
         child.args(["--key-space", &size.to_string(), "--wal", &ByteCount(updates).to_string()]);
-        child.args(["--tail-memory", &arguments.tail_memory.to_string()]);
         child.args(["--cache-memory", &arguments.cache_memory.to_string()]);
         if let Some(freeze) = arguments.freeze {
             child.args(["--freeze", &freeze.to_string()]);
+        }
+        if let Some(memory) = arguments.tail_memory {
+            child.args(["--tail-memory", &memory.to_string()]);
         }
         child.arg("--work").arg(&arguments.work);
         let status = child.status().context("cannot run this program once more")?;
