@@ -69,7 +69,9 @@ impl Batch {
                 _ => kept.push(slot),
             }
         }
-        let arena = Bytes::from(std::mem::take(&mut changes.bytes));
+        // What was collected grew by doubling. It would lie here until the tail is a layer, half of it memory that nobody counts; and cut off in place, the
+        // other half would be of a size that the next to grow cannot use. A copy is as large as it must be.
+        let arena = Bytes::copy_from_slice(&std::mem::take(&mut changes.bytes));
         let size = arena.len() + kept.len() * size_of::<Slot>();
         changes.clear();
         Batch { slots: kept.into(), arenas: Box::new([arena]), size }
@@ -266,6 +268,19 @@ mod tests {
             prop_assert_eq!(all, model.into_iter().collect::<Vec<_>>());
             prop_assert!(tail.batches().len() <= 4 * 8, "{} batches", tail.batches().len());
         }
+    }
+
+    #[test]
+    fn a_batch_holds_no_more_memory_than_it_says() {
+        let mut changes = Changes::default();
+        for lsn in 1..100 {
+            changes.push(key(1), Lsn(lsn), &Value::Image(&[7; 1_000]));
+        }
+        assert!(changes.bytes.capacity() > changes.bytes.len(), "else this shows nothing");
+        let batch = Batch::from_changes(&mut changes);
+        let (slots, size) = (batch.slots.len() * size_of::<Slot>(), batch.size());
+        let held = batch.arenas.into_iter().map(|arena| arena.try_into_mut().unwrap().capacity());
+        assert_eq!(held.sum::<usize>(), size - slots);
     }
 
     #[test]
