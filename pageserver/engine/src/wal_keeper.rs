@@ -56,6 +56,13 @@ impl Default for WalKeeping {
     }
 }
 
+impl WalKeeping {
+    /// Bytes of WAL that one object holds at most.
+    fn most_in_an_object(&self) -> usize {
+        wal_object::MAX_RAW_SIZE.min(self.seal_bytes.max(1) * 2)
+    }
+}
+
 /// Why WAL could not be kept.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum KeepWalError {
@@ -130,6 +137,21 @@ struct State {
 const RECENT_BYTES: usize = 64 << 10;
 
 impl State {
+    /// Adds bytes that follow all that were received, in runs of so many at most.
+    fn add(&mut self, tli: Tli, mut bytes: &[u8], limit: usize) {
+        let mut start = self.received;
+        while !bytes.is_empty() {
+            let run = match self.runs.back_mut() {
+                Some(run) if run.tli == tli && run.bytes.len() < limit => run,
+                _ => self.runs.push_back_mut(Run { tli, start, bytes: Vec::new() }),
+            };
+            let taken = run.take(bytes, limit);
+            bytes = &bytes[taken..];
+            start = start.add(taken as u64);
+        }
+        self.received = start;
+    }
+
     fn remember(&mut self, bytes: &[u8]) {
         self.recent.extend_from_slice(&bytes[bytes.len().saturating_sub(RECENT_BYTES)..]);
         // Not at every message: moving bytes costs more than holding twice as many.
@@ -146,11 +168,26 @@ impl State {
     }
 }
 
-/// Consecutive received bytes of one Postgres timeline.
+/// Consecutive received bytes of one Postgres timeline, of as many as an object holds at most.
 struct Run {
     tli: Tli,
     start: Lsn,
     bytes: Vec<u8>,
+}
+
+impl Run {
+    /// Takes as many of the bytes that follow as fit. Answers how many.
+    fn take(&mut self, following: &[u8], limit: usize) -> usize {
+        let taken = following.len().min(limit - self.bytes.len());
+        let wanted = self.bytes.len() + taken;
+        if wanted > self.bytes.capacity() {
+            // By doubling, but never beyond what it may hold.
+            let capacity = wanted.next_power_of_two().min(limit);
+            self.bytes.reserve_exact(capacity - self.bytes.len());
+        }
+        self.bytes.extend_from_slice(&following[..taken]);
+        taken
+    }
 }
 
 /// Where and as whom a keeper stores.
@@ -232,12 +269,7 @@ impl WalKeeper {
             if fresh.is_empty() {
                 return Ok(());
             }
-            let start = state.received;
-            match state.runs.back_mut() {
-                Some(run) if run.tli == tli => run.bytes.extend_from_slice(fresh),
-                _ => state.runs.push_back(Run { tli, start, bytes: fresh.to_vec() }),
-            }
-            state.received = start.add(fresh.len() as u64);
+            state.add(tli, fresh, self.shared.policy.most_in_an_object());
             state.remember(fresh);
             state.pending += fresh.len();
             memory.take(fresh.len());
@@ -458,12 +490,8 @@ impl WalKeeper {
         if !due {
             return None;
         }
-        let mut run = state.runs.pop_front()?;
-        let limit = wal_object::MAX_RAW_SIZE.min(self.shared.policy.seal_bytes.max(1) * 2);
-        if run.bytes.len() > limit {
-            let rest = run.bytes.split_off(limit);
-            state.runs.push_front(Run { tli: run.tli, start: run.start.add(limit as u64), bytes: rest });
-        } else if state.runs.is_empty() {
+        let run = state.runs.pop_front()?;
+        if state.runs.is_empty() {
             state.first_commit = None;
             state.first_pending = None;
         }
@@ -512,9 +540,41 @@ async fn sleep_until(at: Option<Instant>) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::bucket::MemoryBucket;
     use crate::bucket::faulty::{Fault, FaultyBucket, Operation, held};
+
+    proptest! {
+        #[test]
+        fn received_bytes_lie_in_runs_of_one_object_each_which_take_no_more_memory_than_that(
+            messages in prop::collection::vec((1u32..3, prop::collection::vec(any::<u8>(), 0..300)), 0..40),
+            limit in 1usize..200,
+        ) {
+            let keeper = WalKeeper::new(Lsn(1_000), Vec::new(), WalKeeping::default());
+            let mut state = keeper.state();
+            let mut all: Vec<(Tli, u8)> = Vec::new();
+            let mut tli = 1;
+            for (other, bytes) in &messages {
+                tli = tli.max(*other);
+                state.add(Tli(tli), bytes, limit);
+                all.extend(bytes.iter().map(|byte| (Tli(tli), *byte)));
+            }
+            let mut at = Lsn(1_000);
+            let mut found: Vec<(Tli, u8)> = Vec::new();
+            for (number, run) in state.runs.iter().enumerate() {
+                prop_assert_eq!(run.start, at);
+                prop_assert!(run.bytes.capacity() <= limit);
+                let next = state.runs.get(number + 1);
+                prop_assert!(run.bytes.len() == limit || next.is_none_or(|next| next.tli != run.tli));
+                at = at.add(run.bytes.len() as u64);
+                found.extend(run.bytes.iter().map(|byte| (run.tli, *byte)));
+            }
+            prop_assert_eq!(state.received, at);
+            prop_assert_eq!(found, all);
+        }
+    }
 
     #[tokio::test]
     async fn a_commit_that_is_on_its_way_to_the_bucket_sets_no_deadline_that_nothing_is_left_for() {
