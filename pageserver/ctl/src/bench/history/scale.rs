@@ -62,11 +62,12 @@ pub async fn run_one(arguments: &BenchHistory) -> Result<()> {
         (session.place.bucket.total(), session.place.tenants.maintenance().kinds());
     let loaded_wal = session.author.written();
     println!(
-        "{size} of pages: loaded with {:.0} MiB of WAL in {:.0} s, {:.2} uploaded for each byte, {:.0} MiB named",
+        "{size} of pages: loaded with {:.0} MiB of WAL in {:.0} s, {:.2} uploaded for each byte, {:.0} MiB named; memory at most {:.0} MiB",
         mib(loaded_wal),
         load.as_secs_f64(),
         after_load.put_bytes as f64 / loaded_wal as f64,
-        mib(session.named()?)
+        mib(session.named()?),
+        mib(memory()?.0)
     );
     let begun = Instant::now();
     let (mut checkpoints, mut samples, mut depth) = (0, 0, Depth::default());
@@ -124,7 +125,10 @@ pub async fn run_one(arguments: &BenchHistory) -> Result<()> {
     }
     let last: Lsn = session.timeline.last_record_lsn();
     let compared = compare(&session.timeline, &session.author.book, last, usize::MAX, arguments.seed).await?;
-    println!("    {compared} pages are as they were written");
+    println!(
+        "    {compared} pages are as they were written; memory at most {:.0} MiB after comparing, too",
+        mib(memory()?.0)
+    );
     session.print_requests();
     session.end().await
 }
