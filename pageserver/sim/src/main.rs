@@ -99,6 +99,8 @@ fn many(args: &Args) -> ExitCode {
     let done = AtomicU64::new(0);
     let failed = AtomicBool::new(false);
     let total = Mutex::new((Counts::default(), Duration::ZERO));
+    // In whatever order they are played: two builds that answer alike have done the same everywhere.
+    let runs = AtomicU64::new(0);
     let since = Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..jobs {
@@ -125,6 +127,7 @@ fn many(args: &Args) -> ExitCode {
                         println!("seed {seed} was another run the second time");
                         return;
                     }
+                    runs.fetch_add(report.hash, Ordering::Relaxed);
                     let mut total = total.lock().expect("no holder panics");
                     total.0.add(&report.counts);
                     total.1 += report.simulated;
@@ -144,5 +147,6 @@ fn many(args: &Args) -> ExitCode {
         done as f64 / since.elapsed().as_secs_f64()
     );
     print_counts(&counts, simulated);
+    println!("runs {:016x}", runs.into_inner());
     if failed.load(Ordering::Relaxed) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
