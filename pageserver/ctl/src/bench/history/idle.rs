@@ -17,6 +17,8 @@ use super::place::{CLUSTER, MAIN, Place, memory};
 use super::size::mib;
 use crate::bench::clock::{Samples, cpu_time, line};
 
+/// So long after it was opened a timeline has shown that it is its owner's, and then does nothing.
+const ONCE_MORE: Duration = Duration::from_secs(65);
 /// Timelines that trickle, and commits of each.
 const TRICKLING: u32 = 200;
 const COMMITS: u32 = 20;
@@ -71,7 +73,13 @@ pub async fn run(arguments: &BenchHistory) -> Result<()> {
     }
     let threads = std::fs::read_dir("/proc/self/task").context("cannot count threads")?.count();
     println!("    {threads} threads of the whole process");
+    let opened = place.bucket.total();
+    tokio::time::sleep(ONCE_MORE).await;
     let (before, used) = (place.bucket.total(), cpu_time(Path::new("/proc/self"))?);
+    println!(
+        "    {} put-class requests in the first minute, in which each lists claims once",
+        before.since(opened).put_class()
+    );
     let seconds = arguments.seconds.max(1);
     tokio::time::sleep(Duration::from_secs(seconds)).await;
     let idle = place.bucket.total().since(before);
