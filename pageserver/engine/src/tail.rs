@@ -69,8 +69,8 @@ impl Batch {
                 _ => kept.push(slot),
             }
         }
-        // What was collected grew by doubling. It would lie here until the tail is a layer, half of it memory that nobody counts; and cut off in place, the
-        // other half would be of a size that the next to grow cannot use. A copy is as large as it must be.
+        // What was collected grew by doubling, and would lie here until the tail is a layer, up to half of it memory that nobody counts. A copy is as large as
+        // it must be.
         let arena = Bytes::copy_from_slice(&std::mem::take(&mut changes.bytes));
         let size = arena.len() + kept.len() * size_of::<Slot>();
         changes.clear();
