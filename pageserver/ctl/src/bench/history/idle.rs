@@ -17,8 +17,6 @@ use super::place::{CLUSTER, MAIN, Place, memory};
 use super::size::mib;
 use crate::bench::clock::{Samples, cpu_time, line};
 
-/// So long after it was opened a timeline has shown that it is its owner's, and then does nothing.
-const ONCE_MORE: Duration = Duration::from_secs(65);
 /// Timelines that trickle, and commits of each.
 const TRICKLING: u32 = 200;
 const COMMITS: u32 = 20;
@@ -74,11 +72,14 @@ pub async fn run(arguments: &BenchHistory) -> Result<()> {
     let threads = std::fs::read_dir("/proc/self/task").context("cannot count threads")?.count();
     println!("    {threads} threads of the whole process");
     let opened = place.bucket.total();
-    tokio::time::sleep(ONCE_MORE).await;
+    // By then each has shown that it is its owner's, and does nothing more.
+    let settling = scaled.policy.wal.validate_every + Duration::from_secs(5);
+    tokio::time::sleep(settling).await;
     let (before, used) = (place.bucket.total(), cpu_time(Path::new("/proc/self"))?);
     println!(
-        "    {} put-class requests in the first minute, in which each lists claims once",
-        before.since(opened).put_class()
+        "    {} put-class requests in the first {} s, in which each lists claims once",
+        before.since(opened).put_class(),
+        settling.as_secs()
     );
     let seconds = arguments.seconds.max(1);
     tokio::time::sleep(Duration::from_secs(seconds)).await;
